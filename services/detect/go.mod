@@ -1,0 +1,9 @@
+module github.com/oktawatch/oktawatch/services/detect
+
+go 1.26.0
+
+require github.com/oktawatch/oktawatch/pkg v0.0.0
+require github.com/oktawatch/oktawatch/rules v0.0.0
+
+replace github.com/oktawatch/oktawatch/pkg => ../../pkg
+replace github.com/oktawatch/oktawatch/rules => ../../rules

@@ -1,0 +1,7 @@
+module github.com/oktawatch/oktawatch/services/normalize
+
+go 1.26.0
+
+require github.com/oktawatch/oktawatch/pkg v0.0.0
+
+replace github.com/oktawatch/oktawatch/pkg => ../../pkg
