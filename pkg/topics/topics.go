@@ -289,9 +289,6 @@ func (t Topic) Compatibility() string {
 	return "BACKWARD_TRANSITIVE"
 }
 
-
-
-
 // Configs are the topic's settings on the broker.
 func (t Topic) Configs() map[string]string {
 	c := map[string]string{
