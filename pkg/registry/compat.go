@@ -1,0 +1,134 @@
+package registry
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/linkedin/goavro/v2"
+	"github.com/twmb/avro"
+)
+
+// Level is one of Confluent's compatibility levels.
+type Level string
+
+// The levels. Backward: the new schema reads what the old wrote; forward: the old reads what the new writes; full: both.
+// Transitive: judged against every version, else against the latest.
+const (
+	None               Level = "NONE"
+	Backward           Level = "BACKWARD"
+	BackwardTransitive Level = "BACKWARD_TRANSITIVE"
+	Forward            Level = "FORWARD"
+	ForwardTransitive  Level = "FORWARD_TRANSITIVE"
+	Full               Level = "FULL"
+	FullTransitive     Level = "FULL_TRANSITIVE"
+)
+
+// ParseLevel reads a level as Confluent's API spells it.
+func ParseLevel(s string) (Level, error) {
+	switch l := Level(strings.ToUpper(s)); l {
+	case None, Backward, BackwardTransitive, Forward, ForwardTransitive, Full, FullTransitive:
+		return l, nil
+	}
+	return "", fmt.Errorf("compatibility level %q is none of NONE, BACKWARD, BACKWARD_TRANSITIVE, FORWARD, FORWARD_TRANSITIVE, FULL, FULL_TRANSITIVE", s)
+}
+
+func (l Level) transitive() bool { return strings.HasSuffix(string(l), "_TRANSITIVE") }
+
+// Check judges next against earlier, the versions of its subject in ascending order, and returns one reason per broken
+// promise; none means compatible.
+func (l Level) Check(next *avro.Schema, earlier []Version) []string {
+	if l == None {
+		return nil
+	}
+	if !l.transitive() && len(earlier) > 1 {
+		earlier = earlier[len(earlier)-1:]
+	}
+	back := strings.HasPrefix(string(l), "BACKWARD") || strings.HasPrefix(string(l), "FULL")
+	forth := strings.HasPrefix(string(l), "FORWARD") || strings.HasPrefix(string(l), "FULL")
+	var reasons []string
+	for i := len(earlier) - 1; i >= 0; i-- {
+		v := earlier[i]
+		old, err := avro.Parse(v.Schema)
+		if err != nil {
+			reasons = append(reasons, fmt.Sprintf("version %d cannot be read: %v", v.Version, err))
+			continue
+		}
+		if back {
+			if err := avro.CheckCompatibility(old, next); err != nil {
+				reasons = append(reasons, fmt.Sprintf("the new schema cannot read records of version %d: %s", v.Version, reason(err)))
+			}
+		}
+		if forth {
+			if err := avro.CheckCompatibility(next, old); err != nil {
+				reasons = append(reasons, fmt.Sprintf("version %d cannot read records of the new schema: %s", v.Version, reason(err)))
+			}
+		}
+	}
+	return reasons
+}
+
+// reason puts a finding into words for the author of the schema.
+func reason(err error) string {
+	var e *avro.CompatibilityError
+	if !errors.As(err, &e) {
+		return err.Error()
+	}
+	types := ""
+	if e.ReaderType != "" && e.WriterType != "" && e.ReaderType != e.WriterType {
+		types = fmt.Sprintf(" (%s read, %s written)", e.ReaderType, e.WriterType)
+	}
+	return fmt.Sprintf("at %s: %s%s", e.Path, e.Detail, types)
+}
+
+// parse is the gate every schema passes: JSON of bounded depth, sound by goavro and by twmb/avro.
+func parse(text string) (s *avro.Schema, err error) {
+	if err := depth(text); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			s, err = nil, fmt.Errorf("schema breaks the parser: %v", p)
+		}
+	}()
+	if _, err := goavro.NewCodec(text); err != nil {
+		return nil, err
+	}
+	return avro.Parse(text)
+}
+
+const maxDepth = 64
+
+func depth(text string) error {
+	if !json.Valid([]byte(text)) {
+		return errors.New("schema is not JSON")
+	}
+	n, quoted := 0, false
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '{' || c == '[':
+			if n++; n > maxDepth {
+				return fmt.Errorf("schema nests deeper than %d levels", maxDepth)
+			}
+		case c == '}' || c == ']':
+			n--
+		}
+	}
+	return nil
+}
+
+// normal is the form in which two texts of one schema are equal: the same that srfake compares.
+func normal(text string) (string, error) {
+	var v any
+	if err := json.Unmarshal([]byte(text), &v); err != nil {
+		return "", err
+	}
+	b, err := json.Marshal(v)
+	return string(b), err
+}
