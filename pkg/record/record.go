@@ -40,10 +40,6 @@ func Schema(name string) (string, bool) {
 	return "", false
 }
 
-func decodeError(name string, err error) error {
-	return fmt.Errorf("decode %s record: %w", name, err)
-}
-
 // compiled parses our own schemas once.
 var compiled = sync.OnceValues(func() (map[string]*avro.Schema, error) {
 	out := map[string]*avro.Schema{}

@@ -240,3 +240,30 @@ func decodeList[T any](r *wire, s []T, least int, decode func(*T, *wire)) []T {
 	}
 	return s
 }
+
+func (r *wire) skipStrings() {
+	for n := r.block(1); n > 0; n = r.block(1) {
+		for range n {
+			r.raw()
+		}
+	}
+}
+
+func (r *wire) skipMap() {
+	for n := r.block(2); n > 0; n = r.block(2) {
+		for range n {
+			r.raw()
+			r.raw()
+		}
+	}
+}
+
+func (r *wire) skipList(least int, skip func(*wire)) {
+	for n := r.block(least); n > 0; n = r.block(least) {
+		for range n {
+			if skip(r); r.err != nil {
+				return
+			}
+		}
+	}
+}

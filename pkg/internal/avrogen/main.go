@@ -71,7 +71,7 @@ func generate(dir string) (map[string][]byte, error) {
 	}
 	sources := map[string]func(w *writer){
 		"schemas_gen.go": func(w *writer) { writeSchemas(w, schemas) },
-		"fields_gen.go":  func(w *writer) { writeFields(w, schemas) },
+		"fields_gen.go":  func(w *writer) { writeFields(w, schemas[i]) },
 		"view_gen.go":    func(w *writer) { writeView(w, schemas[i]) },
 	}
 	for _, s := range schemas {

@@ -1,0 +1,266 @@
+package record
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/linkedin/goavro/v2"
+)
+
+// Plainer turns Avro bytes of one schema, of whatever version, into JSON for people: fields in the schema's order,
+// ordinary nulls, RFC 3339 times, and bytes that hold JSON as that JSON. Safe for concurrent use.
+type Plainer struct {
+	codec *goavro.Codec
+	root  *node
+}
+
+// node is a type of the schema, as much of it as the projection needs.
+type node struct {
+	kind   string // Avro's name of the type, or union
+	name   string // full name of a named type
+	fields []nodeField
+	elem   *node  // of arrays and maps
+	alts   []*node // of unions
+}
+
+type nodeField struct {
+	name string
+	typ  *node
+}
+
+// NewPlainer reads a schema's text.
+func NewPlainer(schema string) (*Plainer, error) {
+	codec, err := goavro.NewCodec(schema)
+	if err != nil {
+		return nil, fmt.Errorf("read schema: %w", err)
+	}
+	p := &Plainer{codec: codec}
+	n, err := parseNode(json.RawMessage(schema), "", map[string]*node{})
+	if err != nil {
+		return nil, fmt.Errorf("read schema: %w", err)
+	}
+	p.root = n
+	return p, nil
+}
+
+// JSON projects one unframed record.
+func (p *Plainer) JSON(payload []byte) (json.RawMessage, error) {
+	native, rest, err := p.native(payload)
+	if err == nil && len(rest) > 0 {
+		err = fmt.Errorf("%d bytes are left after the record", len(rest))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: decode %s: %w", ErrUnreadable, p.root.name, err)
+	}
+	var b bytes.Buffer
+	if err := p.root.write(&b, native); err != nil {
+		return nil, fmt.Errorf("project %s: %w", p.root.name, err)
+	}
+	return b.Bytes(), nil
+}
+
+// native turns a panic of the reference codec on hostile bytes into an error.
+func (p *Plainer) native(payload []byte) (v any, rest []byte, err error) {
+	defer func() {
+		if x := recover(); x != nil {
+			err = fmt.Errorf("%v", x)
+		}
+	}()
+	return p.codec.NativeFromBinary(payload)
+}
+
+// Plain is NewPlainer and JSON in one, for a single record.
+func Plain(schema string, payload []byte) (json.RawMessage, error) {
+	p, err := NewPlainer(schema)
+	if err != nil {
+		return nil, err
+	}
+	return p.JSON(payload)
+}
+
+func parseNode(raw json.RawMessage, space string, named map[string]*node) (*node, error) {
+	var s string
+	if json.Unmarshal(raw, &s) == nil {
+		for _, full := range []string{s, space + "." + s} {
+			if n := named[full]; n != nil {
+				return n, nil
+			}
+		}
+		return &node{kind: s, name: s}, nil
+	}
+	var union []json.RawMessage
+	if json.Unmarshal(raw, &union) == nil {
+		n := &node{kind: "union"}
+		for _, u := range union {
+			a, err := parseNode(u, space, named)
+			if err != nil {
+				return nil, err
+			}
+			n.alts = append(n.alts, a)
+		}
+		return n, nil
+	}
+	var o struct {
+		Type                         json.RawMessage
+		LogicalType, Name, Namespace string
+		Items, Values                json.RawMessage
+		Fields                       []struct {
+			Name string
+			Type json.RawMessage
+		}
+	}
+	if err := json.Unmarshal(raw, &o); err != nil {
+		return nil, err
+	}
+	if json.Unmarshal(o.Type, &s) != nil { // a type in a type
+		return parseNode(o.Type, space, named)
+	}
+	n := &node{kind: s, name: s}
+	if o.LogicalType != "" {
+		n.name += "." + o.LogicalType
+	}
+	var err error
+	switch s {
+	case "array":
+		n.elem, err = parseNode(o.Items, space, named)
+	case "map":
+		n.elem, err = parseNode(o.Values, space, named)
+	case "record", "error", "enum", "fixed":
+		n.kind = strings.Replace(s, "error", "record", 1)
+		if o.Namespace != "" {
+			space = o.Namespace
+		}
+		n.name = o.Name
+		if i := strings.LastIndexByte(o.Name, '.'); i >= 0 {
+			space = o.Name[:i]
+		} else if space != "" {
+			n.name = space + "." + o.Name
+		}
+		named[n.name] = n
+		for _, f := range o.Fields {
+			t, err := parseNode(f.Type, space, named)
+			if err != nil {
+				return nil, err
+			}
+			n.fields = append(n.fields, nodeField{f.Name, t})
+		}
+	}
+	return n, err
+}
+
+func (n *node) write(b *bytes.Buffer, v any) error {
+	if n.kind == "union" {
+		if v == nil {
+			b.WriteString("null")
+			return nil
+		}
+		m, ok := v.(map[string]any)
+		if !ok || len(m) != 1 {
+			return fmt.Errorf("union value %T", v)
+		}
+		for name, x := range m {
+			for i := range n.alts {
+				if n.alts[i].name == name {
+					return n.alts[i].write(b, x)
+				}
+			}
+			return fmt.Errorf("union branch %s", name)
+		}
+	}
+	switch x := v.(type) {
+	case map[string]any:
+		b.WriteByte('{')
+		if n.kind == "record" {
+			for i, f := range n.fields {
+				if i > 0 {
+					b.WriteByte(',')
+				}
+				writeText(b, f.name)
+				b.WriteByte(':')
+				if err := f.typ.write(b, x[f.name]); err != nil {
+					return fmt.Errorf("%s: %w", f.name, err)
+				}
+			}
+		} else {
+			if n.elem == nil {
+				return errors.New("a map where the schema has none")
+			}
+			for i, k := range slices.Sorted(maps.Keys(x)) {
+				if i > 0 {
+					b.WriteByte(',')
+				}
+				writeText(b, k)
+				b.WriteByte(':')
+				if err := n.elem.write(b, x[k]); err != nil {
+					return fmt.Errorf("%s: %w", k, err)
+				}
+			}
+		}
+		b.WriteByte('}')
+	case []any:
+		if n.elem == nil {
+			return errors.New("an array where the schema has none")
+		}
+		b.WriteByte('[')
+		for i, y := range x {
+			if i > 0 {
+				b.WriteByte(',')
+			}
+			if err := n.elem.write(b, y); err != nil {
+				return err
+			}
+		}
+		b.WriteByte(']')
+	case []byte:
+		switch {
+		case len(x) > 0 && json.Valid(x):
+			return json.Compact(b, x)
+		case utf8.Valid(x):
+			writeText(b, string(x))
+		default:
+			writeText(b, "base64:"+base64.StdEncoding.EncodeToString(x))
+		}
+	case string:
+		writeText(b, x)
+	case time.Time:
+		writeText(b, x.UTC().Format("2006-01-02T15:04:05.000Z07:00"))
+	case float64:
+		writeFloat(b, x)
+	case float32:
+		writeFloat(b, float64(x))
+	case nil:
+		b.WriteString("null")
+	default:
+		j, err := json.Marshal(x)
+		if err != nil {
+			return err
+		}
+		b.Write(j)
+	}
+	return nil
+}
+
+func writeFloat(b *bytes.Buffer, x float64) {
+	if math.IsNaN(x) || math.IsInf(x, 0) {
+		writeText(b, fmt.Sprint(x))
+		return
+	}
+	j, _ := json.Marshal(x)
+	b.Write(j)
+}
+
+func writeText(b *bytes.Buffer, s string) {
+	e := json.NewEncoder(b)
+	e.SetEscapeHTML(false)
+	_ = e.Encode(s)
+	b.Truncate(b.Len() - 1)
+}
