@@ -12,15 +12,18 @@ import (
 	"reflect"
 	"strings"
 	"syscall"
+
+	"github.com/oktawatch/oktawatch/pkg/bus"
 )
 
 // Common is the part of the config file every service has.
 type Common struct {
-	InstanceID string    `yaml:"instance_id"` // empty: the host's name; unique among the live processes of one service, the same after a restart
-	Registry   Registry  `yaml:"registry"`
-	Topics     Topics    `yaml:"topics"`
-	Admin      AdminPort `yaml:"admin"`
-	Log        Log       `yaml:"log"`
+	InstanceID string     `yaml:"instance_id"` // empty: the host's name; unique among the live processes of one service, the same after a restart
+	Kafka      bus.Config `yaml:"kafka"`       // brokers empty: KAFKA_BOOTSTRAP_SERVERS, else 127.0.0.1:9092
+	Registry   Registry   `yaml:"registry"`
+	Topics     Topics     `yaml:"topics"`
+	Admin      AdminPort  `yaml:"admin"`
+	Log        Log        `yaml:"log"`
 }
 
 // Registry is where schemas are looked up.
@@ -52,6 +55,12 @@ func (c *Common) fallbacks(environ []string) error {
 			return BadConfig(fmt.Errorf("instance_id is empty and the host has no name: %w", err))
 		}
 		c.InstanceID = host
+	}
+	if len(c.Kafka.Brokers) == 0 {
+		c.Kafka.Brokers = strings.Split(cmp.Or(getenv(environ, "KAFKA_BOOTSTRAP_SERVERS"), "127.0.0.1:9092"), ",")
+		for i, addr := range c.Kafka.Brokers {
+			c.Kafka.Brokers[i] = strings.TrimSpace(addr)
+		}
 	}
 	c.Registry.URL = cmp.Or(c.Registry.URL, getenv(environ, "SCHEMA_REGISTRY_URL"), "http://127.0.0.1:8081")
 	return nil

@@ -235,7 +235,7 @@ func (m program) serve(ctx context.Context, p *Process, run func(ctx context.Con
 		return m.fail(BadConfig(err))
 	}
 	defer p.Close()
-	p.checks(p.admin.Ready)
+	p.Checks(p.Name, p.Common.Topics.Prefix, p.admin.Ready)
 
 	ln, err := p.Common.Admin.open(ctx)
 	if err != nil {
