@@ -28,7 +28,7 @@ type node struct {
 	kind   string // Avro's name of the type, or union
 	name   string // full name of a named type
 	fields []nodeField
-	elem   *node  // of arrays and maps
+	elem   *node   // of arrays and maps
 	alts   []*node // of unions
 }
 
