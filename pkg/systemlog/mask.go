@@ -19,14 +19,17 @@ const minPathSecret = 16
 
 // Mask replaces secrets by `***` and eight hex digits of a keyed hash, so that equal secrets stay equal and nothing else
 // is told. The zero of *Mask, nil, replaces nothing. Safe for concurrent use.
-type Mask struct{ key []byte }
+type Mask struct {
+	key   []byte
+	names *nameSet
+}
 
 // NewMask makes a mask. Every process that writes records for one org must use the same key.
 func NewMask(key []byte) (*Mask, error) {
 	if len(key) < minKey {
 		return nil, errors.New("masking key: shorter than 16 bytes; make one with: head -c 32 /dev/urandom | base64")
 	}
-	return &Mask{key: bytes.Clone(key)}, nil
+	return &Mask{key: bytes.Clone(key), names: names()}, nil
 }
 
 const maskPrefix = "***"
@@ -72,11 +75,11 @@ func applyEdits(doc []byte, edits []edit) []byte {
 // names is the list of secrets as a lookup: by folded name, with a filter of first letter and length before it, since
 // nearly every key of an event is asked for and nearly none is in it.
 var names = sync.OnceValue(func() *nameSet {
-	n := &nameSet{places: map[string]place{}}
+	n := &nameSet{byName: map[string]place{}}
 	for _, s := range secrets {
 		var buf [maxName]byte
 		folded := fold(s.name, &buf)
-		n.places[string(folded)] = s.where
+		n.byName[string(folded)] = s.where
 		for seps := range 4 { // up to three separators in the name as it comes
 			n.lengths[folded[0]-'a'] |= 1 << (len(folded) + seps)
 		}
@@ -87,7 +90,7 @@ var names = sync.OnceValue(func() *nameSet {
 const maxName = 32
 
 type nameSet struct {
-	places  map[string]place
+	byName  map[string]place
 	lengths ['z' - 'a' + 1]uint64
 }
 
@@ -110,22 +113,21 @@ func fold(name string, buf *[maxName]byte) []byte {
 	return buf[:n]
 }
 
-func placesOf(name string) place {
+func (set *nameSet) places(name string) place {
 	if name == "" || len(name) > maxName {
 		return 0
 	}
-	set := names()
 	c := name[0] | 0x20
 	if c < 'a' || c > 'z' || set.lengths[c-'a']&(1<<len(name)) == 0 {
 		return 0
 	}
 	var buf [maxName]byte
-	return set.places[string(fold(name, &buf))]
+	return set.byName[string(fold(name, &buf))]
 }
 
 // secretKey says whether a key's value is a secret; debug, whether the key stands in debugData.
-func secretKey(name string, debug bool) bool {
-	p := placesOf(name)
+func (set *nameSet) secretKey(name string, debug bool) bool {
+	p := set.places(name)
 	return p&inAny != 0 || debug && p&inData != 0
 }
 
@@ -238,7 +240,7 @@ func (m *Mask) param(s string, end, from, level int) (edit, bool) {
 	} else if start > 0 {
 		first = s[start-1] == '?' || s[start-1] == '&' || s[start-1] == '#'
 	}
-	p := placesOf(s[start:end])
+	p := m.names.places(s[start:end])
 	if p&inQuery == 0 && (p&inURL == 0 || !first) {
 		return edit{}, false
 	}

@@ -54,7 +54,39 @@ type field struct {
 type plan struct {
 	typ    reflect.Type
 	fields map[string]*field
-	lends  bool // one of its fields belongs into another section
+	byLen  [][]named // the same by the length of the name: quicker than the map for so few
+	lends  bool      // one of its fields belongs into another section
+}
+
+type named struct {
+	name  string
+	field *field
+}
+
+func (p *plan) find(name string) *field {
+	if len(name) >= len(p.byLen) {
+		return nil
+	}
+	for _, n := range p.byLen[len(name)] {
+		if n.name == name {
+			return n.field
+		}
+	}
+	return nil
+}
+
+// index fills byLen of a plan and of those below it.
+func (p *plan) index() {
+	p.byLen = nil
+	for name, f := range p.fields {
+		for len(p.byLen) <= len(name) {
+			p.byLen = append(p.byLen, nil)
+		}
+		p.byLen[len(name)] = append(p.byLen[len(name)], named{name, f})
+		if f.plan != nil {
+			f.plan.index()
+		}
+	}
 }
 
 var rootPlan = sync.OnceValue(func() *plan {
@@ -68,6 +100,7 @@ var rootPlan = sync.OnceValue(func() *plan {
 		lender := root.fields[section].plan
 		lender.fields[name], lender.lends = &f, true
 	}
+	root.index()
 	return root
 })
 

@@ -194,7 +194,7 @@ func (r *reader) object(p *plan, v reflect.Value) {
 		if r.secret(name, false) {
 			continue
 		}
-		f := p.fields[name]
+		f := p.find(name)
 		switch {
 		case f == nil:
 			r.skip(false)
@@ -441,7 +441,7 @@ func (r *reader) text() string {
 
 // secret reads the value of a key that carries a secret and notes it. False: the key carries none, nothing was read.
 func (r *reader) secret(name string, debug bool) bool {
-	if r.mask == nil || !secretKey(name, debug) {
+	if r.mask == nil || !r.mask.names.secretKey(name, debug) {
 		return false
 	}
 	c := r.peek()
