@@ -404,8 +404,11 @@ func TestViewByKnownRecords(t *testing.T) {
 	if err := v.Load(&SystemLog{UUID: "u2"}); err != nil {
 		t.Fatal(err)
 	}
-	if v.ActorID() != "" || v.Actor() != nil || v.OutcomeResult() != "" || c.UUID() != "u1" || c.ActorID() != "00u1" {
+	if v.Identity() != "u2" || v.ActorID() != "" || v.Actor() != nil || v.OutcomeResult() != "" || c.UUID() != "u1" || c.ActorID() != "00u1" {
 		t.Error("a view shows another record's values")
+	}
+	if err := v.Load(&SystemLog{UUID: "u2", Derived: Derived{ContentHash: "aa"}}); err != nil || v.Identity() != "u2#aa" {
+		t.Errorf("identity %s, err %v", v.Identity(), err)
 	}
 	a, b := c.SectionBytes(SectionActor), c.Clone().SectionBytes(SectionActor)
 	if len(a) == 0 || !bytes.Equal(a, b) || c.SectionBytes(0) != nil {

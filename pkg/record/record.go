@@ -6,8 +6,9 @@
 // an error, with memory bounded by their length.
 //
 // Nulls: a nullable number, boolean, time or object is a pointer, nil for null. Texts, lists and maps have no null: where
-// Okta sent none they are empty. Times are UTC with milliseconds; the zero time.Time survives a round trip. Topics, keys
-// and the judging of records do not belong here.
+// Okta sent none they are empty. Times are UTC with milliseconds; the zero time.Time survives a round trip. A struct is written as it
+// stands: the schema's defaults are for readers of bytes that lack a field, they fill no empty one. Topics, keys and the
+// judging of records do not belong here.
 package record
 
 import (

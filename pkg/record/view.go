@@ -13,6 +13,7 @@ type viewState struct {
 	have   SectionSet // asked for
 	some   SectionSet // there, not null, decoded without error
 	err    error
+	r      wire // the one reader, here so that it is not made anew for each section
 }
 
 func (v *viewState) keep(r *wire) {
@@ -21,10 +22,11 @@ func (v *viewState) keep(r *wire) {
 	}
 }
 
-// at returns a reader at the begin of a section, walking to it where nobody has been.
-func (v *viewState) at(s Section) wire {
+// at returns the reader at the begin of a section, walking to it where nobody has been.
+func (v *viewState) at(s Section) *wire {
 	i := int(s) - 1
-	r := wire{b: v.b, alias: true}
+	r := &v.r
+	*r = wire{b: v.b, alias: true}
 	if v.err != nil {
 		r.fail(v.err)
 		return r
@@ -32,9 +34,9 @@ func (v *viewState) at(s Section) wire {
 	if v.walked < i {
 		r.i = v.off[v.walked]
 		for v.walked < i {
-			skipSection(&r, Section(v.walked+1))
+			skipSection(r, Section(v.walked+1))
 			if r.err != nil {
-				v.keep(&r)
+				v.keep(r)
 				return r
 			}
 			v.walked++
@@ -46,7 +48,7 @@ func (v *viewState) at(s Section) wire {
 }
 
 // open is at for a section that is decoded once.
-func (v *viewState) open(s Section) wire {
+func (v *viewState) open(s Section) *wire {
 	v.have = v.have.Add(s)
 	v.some &^= 1 << s
 	return v.at(s)
@@ -90,9 +92,9 @@ func (v *SystemLogView) Err() error { return v.err }
 // Check walks the whole payload and returns the first error.
 func (v *SystemLogView) Check() error {
 	r := v.at(sectionCount)
-	skipSection(&r, sectionCount)
+	skipSection(r, sectionCount)
 	_ = r.end()
-	v.keep(&r)
+	v.keep(r)
 	return v.err
 }
 
@@ -106,8 +108,8 @@ func (v *SystemLogView) SectionBytes(s Section) []byte {
 	}
 	r := v.at(s)
 	i := r.i
-	skipSection(&r, s)
-	v.keep(&r)
+	skipSection(r, s)
+	v.keep(r)
 	if r.err != nil {
 		return nil
 	}
@@ -128,6 +130,14 @@ func (v *SystemLogView) Clone() *SystemLogView {
 	c := new(SystemLogView)
 	_ = c.Reset(slices.Clone(v.b)) // an error stays in c.Err
 	return c
+}
+
+// Identity is what makes the event one event: its uuid, with the content hash where the uuid was used twice.
+func (v *SystemLogView) Identity() string {
+	if h := v.Derived().ContentHash; h != "" {
+		return v.UUID() + "#" + h
+	}
+	return v.UUID()
 }
 
 // Org is Okta's org id.
@@ -155,13 +165,13 @@ func (v *SystemLogView) ActorID() string { return v.firstText(SectionActor, 0) }
 func (v *SystemLogView) firstText(s Section, n int) string {
 	r := v.at(s)
 	if !r.some() {
-		v.keep(&r)
+		v.keep(r)
 		return ""
 	}
 	for range n {
 		r.raw()
 	}
 	x := r.str()
-	v.keep(&r)
+	v.keep(r)
 	return x
 }

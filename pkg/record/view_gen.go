@@ -29,7 +29,8 @@ type SystemLogView struct {
 
 // readIndex reads the fields before the first section.
 func (v *SystemLogView) readIndex() {
-	r := wire{b: v.b, alias: true}
+	r := &v.r
+	*r = wire{b: v.b, alias: true}
 	v.fUUID = r.str()
 	v.off[1] = r.i
 	v.some &^= 1 << SectionPublished
@@ -41,7 +42,7 @@ func (v *SystemLogView) readIndex() {
 	v.fEventType = r.str()
 	v.off[3] = r.i
 	v.walked = 3
-	v.keep(&r)
+	v.keep(r)
 }
 
 // UUID: Identity of one log event, the same in the poller's and the hook's copy. Origin: Okta.
@@ -64,12 +65,12 @@ func (v *SystemLogView) EventType() string { return v.fEventType }
 func (v *SystemLogView) Derived() *Derived {
 	if v.have&(1<<SectionDerived) == 0 {
 		r := v.open(SectionDerived)
-		v.fDerived.decode(&r)
-		v.done(SectionDerived, &r)
+		v.fDerived.decode(r)
+		v.done(SectionDerived, r)
 		if r.err != nil {
 			v.fDerived = Derived{}
 		}
-		v.keep(&r)
+		v.keep(r)
 	}
 	return &v.fDerived
 }
@@ -78,7 +79,7 @@ func (v *SystemLogView) Derived() *Derived {
 func (v *SystemLogView) Severity() string {
 	r := v.at(SectionSeverity)
 	x := r.str()
-	v.keep(&r)
+	v.keep(r)
 	return x
 }
 
@@ -86,7 +87,7 @@ func (v *SystemLogView) Severity() string {
 func (v *SystemLogView) DisplayMessage() string {
 	r := v.at(SectionDisplayMessage)
 	x := r.str()
-	v.keep(&r)
+	v.keep(r)
 	return x
 }
 
@@ -94,7 +95,7 @@ func (v *SystemLogView) DisplayMessage() string {
 func (v *SystemLogView) Version() string {
 	r := v.at(SectionVersion)
 	x := r.str()
-	v.keep(&r)
+	v.keep(r)
 	return x
 }
 
@@ -102,7 +103,7 @@ func (v *SystemLogView) Version() string {
 func (v *SystemLogView) LegacyEventType() string {
 	r := v.at(SectionLegacyEventType)
 	x := r.str()
-	v.keep(&r)
+	v.keep(r)
 	return x
 }
 
@@ -110,7 +111,7 @@ func (v *SystemLogView) LegacyEventType() string {
 func (v *SystemLogView) InsertionTimestamp() string {
 	r := v.at(SectionInsertionTimestamp)
 	x := r.str()
-	v.keep(&r)
+	v.keep(r)
 	return x
 }
 
@@ -119,10 +120,10 @@ func (v *SystemLogView) Outcome() *Outcome {
 	if v.have&(1<<SectionOutcome) == 0 {
 		r := v.open(SectionOutcome)
 		if r.some() {
-			v.fOutcome.decode(&r)
-			v.done(SectionOutcome, &r)
+			v.fOutcome.decode(r)
+			v.done(SectionOutcome, r)
 		}
-		v.keep(&r)
+		v.keep(r)
 	}
 	if v.some&(1<<SectionOutcome) == 0 {
 		return nil
@@ -135,10 +136,10 @@ func (v *SystemLogView) Actor() *Actor {
 	if v.have&(1<<SectionActor) == 0 {
 		r := v.open(SectionActor)
 		if r.some() {
-			v.fActor.decode(&r)
-			v.done(SectionActor, &r)
+			v.fActor.decode(r)
+			v.done(SectionActor, r)
 		}
-		v.keep(&r)
+		v.keep(r)
 	}
 	if v.some&(1<<SectionActor) == 0 {
 		return nil
@@ -150,9 +151,9 @@ func (v *SystemLogView) Actor() *Actor {
 func (v *SystemLogView) Target() []Target {
 	if v.have&(1<<SectionTarget) == 0 {
 		r := v.open(SectionTarget)
-		v.fTarget = decodeList(&r, v.fTarget, 6, (*Target).decode)
-		v.done(SectionTarget, &r)
-		v.keep(&r)
+		v.fTarget = decodeList(r, v.fTarget, 6, (*Target).decode)
+		v.done(SectionTarget, r)
+		v.keep(r)
 	}
 	if v.some&(1<<SectionTarget) == 0 {
 		return nil
@@ -165,10 +166,10 @@ func (v *SystemLogView) Client() *Client {
 	if v.have&(1<<SectionClient) == 0 {
 		r := v.open(SectionClient)
 		if r.some() {
-			v.fClient.decode(&r)
-			v.done(SectionClient, &r)
+			v.fClient.decode(r)
+			v.done(SectionClient, r)
 		}
-		v.keep(&r)
+		v.keep(r)
 	}
 	if v.some&(1<<SectionClient) == 0 {
 		return nil
@@ -181,10 +182,10 @@ func (v *SystemLogView) Request() *Request {
 	if v.have&(1<<SectionRequest) == 0 {
 		r := v.open(SectionRequest)
 		if r.some() {
-			v.fRequest.decode(&r)
-			v.done(SectionRequest, &r)
+			v.fRequest.decode(r)
+			v.done(SectionRequest, r)
 		}
-		v.keep(&r)
+		v.keep(r)
 	}
 	if v.some&(1<<SectionRequest) == 0 {
 		return nil
@@ -197,10 +198,10 @@ func (v *SystemLogView) Transaction() *Transaction {
 	if v.have&(1<<SectionTransaction) == 0 {
 		r := v.open(SectionTransaction)
 		if r.some() {
-			v.fTransaction.decode(&r)
-			v.done(SectionTransaction, &r)
+			v.fTransaction.decode(r)
+			v.done(SectionTransaction, r)
 		}
-		v.keep(&r)
+		v.keep(r)
 	}
 	if v.some&(1<<SectionTransaction) == 0 {
 		return nil
@@ -213,10 +214,10 @@ func (v *SystemLogView) DebugContext() *DebugContext {
 	if v.have&(1<<SectionDebugContext) == 0 {
 		r := v.open(SectionDebugContext)
 		if r.some() {
-			v.fDebugContext.decode(&r)
-			v.done(SectionDebugContext, &r)
+			v.fDebugContext.decode(r)
+			v.done(SectionDebugContext, r)
 		}
-		v.keep(&r)
+		v.keep(r)
 	}
 	if v.some&(1<<SectionDebugContext) == 0 {
 		return nil
@@ -229,10 +230,10 @@ func (v *SystemLogView) AuthenticationContext() *AuthenticationContext {
 	if v.have&(1<<SectionAuthenticationContext) == 0 {
 		r := v.open(SectionAuthenticationContext)
 		if r.some() {
-			v.fAuthenticationContext.decode(&r)
-			v.done(SectionAuthenticationContext, &r)
+			v.fAuthenticationContext.decode(r)
+			v.done(SectionAuthenticationContext, r)
 		}
-		v.keep(&r)
+		v.keep(r)
 	}
 	if v.some&(1<<SectionAuthenticationContext) == 0 {
 		return nil
@@ -246,10 +247,10 @@ func (v *SystemLogView) SecurityContext() *SecurityContext {
 	if v.have&(1<<SectionSecurityContext) == 0 {
 		r := v.open(SectionSecurityContext)
 		if r.some() {
-			v.fSecurityContext.decode(&r)
-			v.done(SectionSecurityContext, &r)
+			v.fSecurityContext.decode(r)
+			v.done(SectionSecurityContext, r)
 		}
-		v.keep(&r)
+		v.keep(r)
 	}
 	if v.some&(1<<SectionSecurityContext) == 0 {
 		return nil
@@ -262,10 +263,10 @@ func (v *SystemLogView) Device() *Device {
 	if v.have&(1<<SectionDevice) == 0 {
 		r := v.open(SectionDevice)
 		if r.some() {
-			v.fDevice.decode(&r)
-			v.done(SectionDevice, &r)
+			v.fDevice.decode(r)
+			v.done(SectionDevice, r)
 		}
-		v.keep(&r)
+		v.keep(r)
 	}
 	if v.some&(1<<SectionDevice) == 0 {
 		return nil
@@ -279,10 +280,10 @@ func (v *SystemLogView) Enrichment() *Enrichment {
 	if v.have&(1<<SectionEnrichment) == 0 {
 		r := v.open(SectionEnrichment)
 		if r.some() {
-			v.fEnrichment.decode(&r)
-			v.done(SectionEnrichment, &r)
+			v.fEnrichment.decode(r)
+			v.done(SectionEnrichment, r)
 		}
-		v.keep(&r)
+		v.keep(r)
 	}
 	if v.some&(1<<SectionEnrichment) == 0 {
 		return nil
@@ -294,7 +295,7 @@ func (v *SystemLogView) Enrichment() *Enrichment {
 func (v *SystemLogView) JSON() []byte {
 	r := v.at(SectionJSON)
 	x := r.bytes()
-	v.keep(&r)
+	v.keep(r)
 	return x
 }
 

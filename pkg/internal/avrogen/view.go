@@ -29,7 +29,8 @@ func writeView(w *writer, s *Schema) {
 
 	w.p("// readIndex reads the fields before the first section.")
 	w.p("func (v *SystemLogView) readIndex() {")
-	w.p("r := wire{b: v.b, alias: true}")
+	w.p("r := &v.r")
+	w.p("*r = wire{b: v.b, alias: true}")
 	n := 0
 	for i, f := range s.Root.Fields {
 		if f.Type.Kind == kRecord || f.Type.Kind == kArray {
@@ -52,7 +53,7 @@ func writeView(w *writer, s *Schema) {
 		w.p("v.off[%d] = r.i", n)
 	}
 	w.p("v.walked = %d", n)
-	w.p("v.keep(&r)")
+	w.p("v.keep(r)")
 	w.p("}\n")
 
 	for i, f := range s.Root.Fields {
@@ -69,7 +70,7 @@ func writeView(w *writer, s *Schema) {
 			w.p("func (v *SystemLogView) %s() %s {", f.Go, goType(f.Type))
 			w.p("r := v.at(Section%s)", f.Go)
 			w.p("x := r.%s()", map[string]string{kString: "str", kBytes: "bytes"}[f.Type.Kind])
-			w.p("v.keep(&r)")
+			w.p("v.keep(r)")
 			w.p("return x")
 			w.p("}\n")
 		case f.Type.Kind == kRecord:
@@ -78,15 +79,15 @@ func writeView(w *writer, s *Schema) {
 			w.p("r := v.open(Section%s)", f.Go)
 			if f.Type.Nullable {
 				w.p("if r.some() {")
-				w.p("v.%s.decode(&r)", lower(f.Go))
-				w.p("v.done(Section%s, &r)", f.Go)
+				w.p("v.%s.decode(r)", lower(f.Go))
+				w.p("v.done(Section%s, r)", f.Go)
 				w.p("}")
-				w.p("v.keep(&r)")
+				w.p("v.keep(r)")
 			} else {
-				w.p("v.%s.decode(&r)", lower(f.Go))
-				w.p("v.done(Section%s, &r)", f.Go)
+				w.p("v.%s.decode(r)", lower(f.Go))
+				w.p("v.done(Section%s, r)", f.Go)
 				w.p("if r.err != nil { v.%s = %s{} }", lower(f.Go), f.Type.Record.Name)
-				w.p("v.keep(&r)")
+				w.p("v.keep(r)")
 			}
 			w.p("}")
 			if f.Type.Nullable {
@@ -99,9 +100,9 @@ func writeView(w *writer, s *Schema) {
 			w.p("func (v *SystemLogView) %s() []%s {", f.Go, e.Record.Name)
 			w.p("if v.have&(1<<Section%s) == 0 {", f.Go)
 			w.p("r := v.open(Section%s)", f.Go)
-			w.p("v.%s = decodeList(&r, v.%s, %d, (*%s).decode)", lower(f.Go), lower(f.Go), minSize(*e), e.Record.Name)
-			w.p("v.done(Section%s, &r)", f.Go)
-			w.p("v.keep(&r)")
+			w.p("v.%s = decodeList(r, v.%s, %d, (*%s).decode)", lower(f.Go), lower(f.Go), minSize(*e), e.Record.Name)
+			w.p("v.done(Section%s, r)", f.Go)
+			w.p("v.keep(r)")
 			w.p("}")
 			w.p("if v.some&(1<<Section%s) == 0 { return nil }", f.Go)
 			w.p("return v.%s", lower(f.Go))
