@@ -55,7 +55,7 @@ images: ## a container image of each service: oktawatch/<service>:dev
 ##-- check
 
 .PHONY: lint
-lint: bin/golangci-lint bin/gofumpt ## vet, linters, formatting, generated files up to date
+lint: bin/golangci-lint ## vet, linters, formatting, generated files up to date
 	@.ci/lint $(MODULES)
 
 .PHONY: test
@@ -87,7 +87,7 @@ rules: ## every rule of the pack against its own tests
 docs: generate ## what is generated under docs/
 
 # Linters are pinned in .ci/tools/go.mod, apart from the product's own requirements.
-bin/golangci-lint bin/gofumpt &: .ci/tools/go.mod
-	@echo "building the linters of .ci/tools (a few minutes the first time)"
+bin/golangci-lint: .ci/tools/go.mod
+	@echo "building the linters of .ci/tools (minutes the first time)"
 	@cd .ci/tools && GOWORK=off go build -o ../../bin/ tool
-	@touch bin/golangci-lint bin/gofumpt
+	@touch $@
