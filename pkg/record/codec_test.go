@@ -483,6 +483,7 @@ func FuzzSystemLog(f *testing.F) {
 		f.Add(b)
 		f.Add(b[:len(b)/2])
 	}
+	codec := codecOf(f, "system_log")
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var s SystemLog
 		err := s.DecodeAvro(b)
@@ -501,6 +502,13 @@ func FuzzSystemLog(f *testing.F) {
 		}
 		if err != nil {
 			return
+		}
+		want, _, err := codec.NativeFromBinary(b) // fit for it now: it trusts counts
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(want, native(reflect.ValueOf(&s).Elem()), cmpopts.EquateEmpty(), cmpopts.EquateNaNs()); d != "" {
+			t.Fatal(d)
 		}
 		out, err := s.AppendAvro(nil)
 		if err != nil {
@@ -524,10 +532,24 @@ func FuzzRecords(f *testing.F) {
 		}
 		f.Add(uint8(i), b)
 	}
+	var plain []*Plainer
+	for _, s := range Schemas() {
+		p, err := NewPlainer(s.Text)
+		if err != nil {
+			f.Fatal(err)
+		}
+		plain = append(plain, p)
+	}
 	f.Fuzz(func(t *testing.T, i uint8, b []byte) {
-		s := Schemas()[int(i)%len(Schemas())]
+		n := int(i) % len(plain)
+		s := Schemas()[n]
 		r := New(s.Name)
-		if r.DecodeAvro(b) != nil {
+		err := r.DecodeAvro(b)
+		j, perr := plain[n].JSON(b)
+		if (err == nil) != (perr == nil) || perr == nil && !json.Valid(j) {
+			t.Fatalf("%s: record %v, plain %v, %s", s.Name, err, perr, j)
+		}
+		if err != nil {
 			return
 		}
 		if _, err := r.AppendAvro(nil); err != nil {

@@ -29,6 +29,7 @@ type node struct {
 	name   string // full name of a named type
 	fields []nodeField
 	elem   *node   // of arrays and maps
+	size   int     // of fixed
 	alts   []*node // of unions
 }
 
@@ -54,9 +55,12 @@ func NewPlainer(schema string) (*Plainer, error) {
 
 // JSON projects one unframed record.
 func (p *Plainer) JSON(payload []byte) (json.RawMessage, error) {
-	native, rest, err := p.native(payload)
-	if err == nil && len(rest) > 0 {
-		err = fmt.Errorf("%d bytes are left after the record", len(rest))
+	r := wire{b: payload}
+	p.root.check(&r, 0)
+	err := r.end()
+	var native any
+	if err == nil {
+		native, err = p.native(payload)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: decode %s: %w", ErrUnreadable, p.root.name, err)
@@ -68,14 +72,102 @@ func (p *Plainer) JSON(payload []byte) (json.RawMessage, error) {
 	return b.Bytes(), nil
 }
 
-// native turns a panic of the reference codec on hostile bytes into an error.
-func (p *Plainer) native(payload []byte) (v any, rest []byte, err error) {
+// native turns a panic of the reference codec into an error.
+func (p *Plainer) native(payload []byte) (v any, err error) {
 	defer func() {
 		if x := recover(); x != nil {
 			err = fmt.Errorf("%v", x)
 		}
 	}()
-	return p.codec.NativeFromBinary(payload)
+	v, _, err = p.codec.NativeFromBinary(payload)
+	return v, err
+}
+
+const (
+	maxDepth   = 1000    // of values in values
+	maxNothing = 1 << 16 // items that take no byte
+)
+
+// check walks a value before the reference codec reads it, which makes room for as many items as the bytes claim.
+func (n *node) check(r *wire, depth int) {
+	if depth > maxDepth {
+		r.fail(errors.New("values are nested too deep"))
+		return
+	}
+	switch n.kind {
+	case "null":
+	case "boolean":
+		r.bool()
+	case "int", "enum":
+		r.int()
+	case "long":
+		r.long()
+	case "float":
+		r.take(4)
+	case "double":
+		r.take(8)
+	case "fixed":
+		r.take(n.size)
+	case "string", "bytes":
+		r.raw()
+	case "union":
+		if i := r.long(); i >= 0 && i < int64(len(n.alts)) {
+			n.alts[i].check(r, depth+1)
+		} else {
+			r.fail(fmt.Errorf("branch %d of a union of %d", i, len(n.alts)))
+		}
+	case "record":
+		for _, f := range n.fields {
+			if f.typ.check(r, depth+1); r.err != nil {
+				return
+			}
+		}
+	case "array", "map":
+		least := n.elem.least(0)
+		if n.kind == "map" {
+			least++
+		}
+		total := 0
+		for c := r.block(least); c > 0; c = r.block(least) {
+			if total += c; least == 0 && total > maxNothing {
+				r.fail(fmt.Errorf("a list of %d items of no bytes", total))
+				return
+			}
+			for range c {
+				if n.kind == "map" {
+					r.raw()
+				}
+				if n.elem.check(r, depth+1); r.err != nil {
+					return
+				}
+			}
+		}
+	default:
+		r.fail(fmt.Errorf("type %s is not known", n.kind))
+	}
+}
+
+// least is a number of bytes that a value takes at least.
+func (n *node) least(depth int) int {
+	switch n.kind {
+	case "null":
+		return 0
+	case "float":
+		return 4
+	case "double":
+		return 8
+	case "fixed":
+		return n.size
+	case "record":
+		sum := 0
+		for _, f := range n.fields {
+			if depth < 20 && sum < 1<<10 {
+				sum += f.typ.least(depth + 1)
+			}
+		}
+		return sum
+	}
+	return 1
 }
 
 // Plain is NewPlainer and JSON in one, for a single record.
@@ -113,6 +205,7 @@ func parseNode(raw json.RawMessage, space string, named map[string]*node) (*node
 		Type                         json.RawMessage
 		LogicalType, Name, Namespace string
 		Items, Values                json.RawMessage
+		Size                         int
 		Fields                       []struct {
 			Name string
 			Type json.RawMessage
@@ -145,6 +238,7 @@ func parseNode(raw json.RawMessage, space string, named map[string]*node) (*node
 		} else if space != "" {
 			n.name = space + "." + o.Name
 		}
+		n.size = o.Size
 		named[n.name] = n
 		for _, f := range o.Fields {
 			t, err := parseNode(f.Type, space, named)

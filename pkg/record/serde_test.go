@@ -1,6 +1,7 @@
 package record
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -261,5 +262,29 @@ func TestPlainReadsAnySchema(t *testing.T) {
 	want := `{"e":"B","f":"hi","u":{"k":0.5,"n":null},"r":{"e":"B","f":"hi","u":"A","r":null,"n":[[1.5],[]]},"n":[[1.5],[]]}`
 	if err != nil || string(got) != want {
 		t.Errorf("got %s (%v)\nwant %s", got, err, want)
+	}
+}
+
+// TestPlainBoundsMemory: the reference codec alone would make room for two thousand million items.
+func TestPlainBoundsMemory(t *testing.T) {
+	for name, schema := range map[string]string{
+		"array": `{"type":"array","items":"long"}`, "nothing": `{"type":"array","items":"null"}`, "map": `{"type":"map","values":"long"}`,
+		"empty records": `{"type":"array","items":{"type":"record","name":"X","fields":[]}}`,
+	} {
+		for _, count := range []int64{1 << 30, -(1 << 30), -1 << 63} {
+			b := appendLong(nil, count)
+			b = append(b, make([]byte, 20)...)
+			schema := `{"type":"record","name":"R","fields":[{"name":"a","type":` + schema + `}]}`
+			if _, err := Plain(schema, b); !errors.Is(err, ErrUnreadable) {
+				t.Errorf("%s of %d items: %v", name, count, err)
+			}
+		}
+	}
+	deep := `{"type":"record","name":"R","fields":[{"name":"r","type":["null","R"]}]}`
+	if _, err := Plain(deep, append(bytes.Repeat([]byte{2}, 1<<20), 0)); !errors.Is(err, ErrUnreadable) {
+		t.Errorf("deep nesting: %v", err)
+	}
+	if got, err := Plain(deep, []byte{2, 2, 0}); err != nil || string(got) != `{"r":{"r":{"r":null}}}` {
+		t.Errorf("nesting: %s, %v", got, err)
 	}
 }

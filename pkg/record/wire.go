@@ -63,6 +63,9 @@ func appendMap(b []byte, m map[string]string) []byte {
 	return append(b, 0)
 }
 
+// roomAtOnce is how many items room is made for before they are seen.
+const roomAtOnce = 256
+
 var errShort = errors.New("the bytes end within a value")
 
 // wire reads Avro bytes. The first error stays; after it every read gives zero values and no loop goes on.
@@ -163,6 +166,15 @@ func (r *wire) raw() []byte {
 	return s
 }
 
+// take passes over n bytes.
+func (r *wire) take(n int) {
+	if n > len(r.b)-r.i {
+		r.fail(errShort)
+		return
+	}
+	r.i += n
+}
+
 func (r *wire) str() string {
 	s := r.raw()
 	if len(s) == 0 {
@@ -193,7 +205,7 @@ func (r *wire) block(least int) int {
 		}
 		n = -n
 	}
-	if n < 0 || n > int64((len(r.b)-r.i)/least) {
+	if n < 0 || (least > 0 && n > int64((len(r.b)-r.i)/least)) || n > math.MaxInt32 {
 		r.fail(fmt.Errorf("a block of %d items with %d bytes left", n, len(r.b)-r.i))
 		return 0
 	}
@@ -203,9 +215,11 @@ func (r *wire) block(least int) int {
 func (r *wire) strs(s []string) []string {
 	s = s[:0]
 	for n := r.block(1); n > 0; n = r.block(1) {
-		s = slices.Grow(s, n)
+		s = slices.Grow(s, min(n, roomAtOnce))
 		for range n {
-			s = append(s, r.str())
+			if s = append(s, r.str()); r.err != nil {
+				return s
+			}
 		}
 	}
 	return s
@@ -215,11 +229,13 @@ func (r *wire) strMap(m map[string]string) map[string]string {
 	clear(m)
 	for n := r.block(2); n > 0; n = r.block(2) {
 		if m == nil {
-			m = make(map[string]string, n)
+			m = make(map[string]string, min(n, roomAtOnce))
 		}
 		for range n {
 			k := r.str()
-			m[k] = r.str()
+			if m[k] = r.str(); r.err != nil {
+				return m
+			}
 		}
 	}
 	return m
@@ -229,8 +245,11 @@ func (r *wire) strMap(m map[string]string) map[string]string {
 func decodeList[T any](r *wire, s []T, least int, decode func(*T, *wire)) []T {
 	s = s[:0]
 	for n := r.block(least); n > 0; n = r.block(least) {
-		s = slices.Grow(s, n)
+		s = slices.Grow(s, min(n, roomAtOnce))
 		for range n {
+			if len(s) == cap(s) {
+				s = slices.Grow(s, 1)
+			}
 			s = s[:len(s)+1]
 			decode(&s[len(s)-1], r)
 			if r.err != nil {
