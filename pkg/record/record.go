@@ -18,6 +18,8 @@ import (
 	"github.com/twmb/avro"
 )
 
+//go:generate go run ../internal/avrogen -schemas ../../schemas -root ../..
+
 // Record is a record of one of our schemas: *SystemLog, *Detection and the others.
 type Record interface {
 	SchemaName() string                    // file name of the schema without .avsc

@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -15,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/linkedin/goavro/v2"
+	"pgregory.net/rapid"
 )
 
 // registry answers the two questions a Serde asks.
@@ -197,7 +201,8 @@ func TestCheckCompatibility(t *testing.T) {
 
 func TestPlain(t *testing.T) {
 	at := time.UnixMilli(1767600000123).UTC()
-	s := &SystemLog{UUID: "u1", Published: &at, EventType: "a<b", JSON: []byte(`{ "b": 1.50, "a": null }`),
+	s := &SystemLog{
+		UUID: "u1", Published: &at, EventType: "a<b", JSON: []byte(`{ "b": 1.50, "a": null }`),
 		Client: &Client{GeographicalContext: &GeographicalContext{Geolocation: &Geolocation{Lat: new(1.5)}}},
 		Target: []Target{{ID: "t1", DetailEntry: map[string]string{"z": "1", "a": "2"}}},
 	}
@@ -287,4 +292,97 @@ func TestPlainBoundsMemory(t *testing.T) {
 	if got, err := Plain(deep, []byte{2, 2, 0}); err != nil || string(got) != `{"r":{"r":{"r":null}}}` {
 		t.Errorf("nesting: %s, %v", got, err)
 	}
+}
+
+// TestOlderSystemLogsRead: bytes of a schema that lacks some of today's fields give today's record without them, by way of
+// the registry and in the view.
+func TestOlderSystemLogsRead(t *testing.T) {
+	var today map[string]any
+	if err := json.Unmarshal([]byte(SystemLogSchema), &today); err != nil {
+		t.Fatal(err)
+	}
+	// Fields without which the rest still stands: they have a default and define no type that others use.
+	droppable := []string{"severity", "displayMessage", "version", "outcome", "actor", "target", "transaction", "debugContext", "authenticationContext", "securityContext", "device", "enrichment", "json"}
+	rapid.Check(t, func(t *rapid.T) {
+		gone := map[string]bool{}
+		for _, name := range droppable {
+			gone[name] = rapid.Bool().Draw(t, "without "+name)
+		}
+		older := maps.Clone(today)
+		var fields []any
+		for _, f := range today["fields"].([]any) {
+			if !gone[f.(map[string]any)["name"].(string)] {
+				fields = append(fields, f)
+			}
+		}
+		older["fields"] = fields
+		text, err := json.Marshal(older)
+		if err != nil {
+			t.Fatal(err)
+		}
+		codec, err := goavro.NewCodec(string(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := &SystemLog{}
+		arbitrary(t, reflect.ValueOf(want).Elem())
+		v := reflect.ValueOf(want).Elem()
+		for i := range v.NumField() {
+			if gone[v.Type().Field(i).Tag.Get("avro")] {
+				v.Field(i).SetZero()
+			}
+		}
+		value := native(v).(map[string]any)
+		for name := range gone {
+			if gone[name] {
+				delete(value, name)
+			}
+		}
+		b, err := codec.BinaryFromNative(nil, value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, err := newWriter("system_log", string(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := &SystemLog{Target: make([]Target, 3), DebugContext: &DebugContext{DebugData: map[string]string{"left": "over"}}}
+		if w.same {
+			err = got.DecodeAvro(b)
+		} else {
+			err = w.read(b, got)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(want, got, cmpopts.EquateEmpty(), cmpopts.EquateNaNs()); d != "" {
+			t.Fatal(d)
+		}
+		payload, err := got.AppendAvro(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		viewAgrees(t, want, payload)
+	})
+}
+
+// TestSerdeConcurrently: many callers ask for the same schemas at once.
+func TestSerdeConcurrently(t *testing.T) {
+	reg, s := start(t)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 50 {
+				b, err := s.Encode(t.Context(), reg.subject, &Cursor{SourceID: "s"}, nil)
+				if err == nil {
+					err = s.Decode(t.Context(), b, new(Cursor))
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
 }

@@ -1,5 +1,5 @@
 // Command avrogen turns the schemas of the repository into the generated part of pkg/record and into docs/fields.md.
-// Run it from pkg. What it writes is a function of the schemas alone; a schema that goavro refuses, a field without a
+// go generate runs it in pkg/record. What it writes is a function of the schemas alone; a schema that goavro refuses, a field without a
 // doc, or a type outside the small subset we use stops it.
 package main
 
