@@ -1,0 +1,171 @@
+package ingest
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/oktawatch/oktawatch/pkg/record"
+	"github.com/oktawatch/oktawatch/pkg/topics"
+)
+
+// finding is one thing that can be wrong with a source. It is raised once a UTC day and source, whoever sees it and however often.
+type finding struct {
+	name     string // rule_id of its detections
+	title    string
+	severity int32
+	runbook  string
+}
+
+var (
+	findOversize = finding{
+		"source-oversize-event", "An event over 2 MiB was taken without its content", 2,
+		"The event is known by its uuid, size and hash; look it up in Okta's System Log. Everything after it goes on.",
+	}
+	findToken = finding{
+		"source-token-refused", "Okta refuses the API token: nothing is polled", 4,
+		"Make a new token (Security > API > Tokens) for an administrator who may read the System Log and put it where the source's token_file or token_env points: it is read again by itself. Nothing is lost: polling goes on where it stood.",
+	}
+	findGap = finding{
+		"source-gap", "Okta refused the poller's cursor: events may be missing", 3,
+		"Polling began again shortly before its last good answer. Events that Okta stored while the cursor was of no use can be fetched by a backfill of that time.",
+	}
+	findHook401 = finding{
+		"hook-unauthorized", "Event hook deliveries carry a wrong secret", 3,
+		"Either the secret in Okta's event hook is not the one in hook.secret_files, or somebody else sends what looks like Okta's deliveries. The poller still brings every event.",
+	}
+	findHook413 = finding{
+		"hook-too-large", "An event hook delivery over 5 MiB was refused", 3,
+		"Okta does not send it again; the poller brings its events.",
+	}
+	findHookSetup = finding{
+		"hook-setup", "The event hook could not be set up in Okta", 3,
+		"The message says what Okta answered. Until it is cured events come by the poller alone, later but complete.",
+	}
+)
+
+// namespace of all ids of oktawatch.
+var namespace = uuid.NewSHA1(uuid.NameSpaceURL, []byte("https://github.com/oktawatch/oktawatch"))
+
+const dedupPeriod = 24 * time.Hour
+
+// findings remembers what was raised today. It learns from the status records what others, and its own past, have raised.
+type findings struct {
+	log *slog.Logger
+
+	mu     sync.Mutex
+	raised map[string]bool // <source>/<day> <name>
+}
+
+func newFindings(log *slog.Logger) *findings { return &findings{log: log, raised: map[string]bool{}} }
+
+func mark(source, day, name string) string { return source + "/" + day + " " + name }
+
+func day(t time.Time) string { return t.UTC().Format(time.DateOnly) }
+
+// learn takes the warnings of a status record.
+func (f *findings) learn(source string, warnings []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, w := range warnings {
+		if head, _, ok := strings.Cut(w, ":"); ok {
+			f.raised[source+"/"+head] = true
+		}
+	}
+}
+
+// new says whether the finding is still to be raised today, and if so that it now is: whoever fails to write it takes it back.
+func (f *findings) new(source string, find finding, now time.Time) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	k := mark(source, day(now), find.name)
+	if f.raised[k] {
+		return false
+	}
+	if len(f.raised) > 10_000 {
+		for old := range f.raised {
+			if !strings.Contains(old, "/"+day(now)+" ") {
+				delete(f.raised, old)
+			}
+		}
+	}
+	f.raised[k] = true
+	return true
+}
+
+func (f *findings) takeBack(source string, find finding, now time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.raised, mark(source, day(now), find.name))
+}
+
+// warning is what stands of it in the source's status.
+func (find finding) warning(now time.Time, detail string) string {
+	w := day(now) + " " + find.name + ": " + find.title
+	if detail != "" {
+		w += " (" + detail + ")"
+	}
+	return w
+}
+
+// detection is the record of a finding.
+func (find finding) detection(source, org string, now time.Time, detail string, uuids ...string) *record.Detection {
+	now = now.UTC().Truncate(time.Millisecond)
+	key := []string{source, find.name}
+	title := find.title
+	if detail != "" {
+		title += ": " + detail
+	}
+	if len(title) > 256 {
+		title = strings.ToValidUTF8(title[:256], "")
+	}
+	context := map[string]string{}
+	for k, v := range map[string]string{"source": source, "detail": detail} {
+		if b, err := json.Marshal(v); err == nil && v != "" {
+			context[k] = string(b)
+		}
+	}
+	return &record.Detection{
+		ID:     uuid.NewSHA1(namespace, []byte(strings.Join([]string{"source_health", source, find.name, day(now)}, "\x00"))).String(),
+		Update: 1, Revision: 1, Kind: "source_health", RuleID: find.name, RuleTitle: find.title, Title: title, Pack: "oktawatch",
+		Severity: find.severity, Confidence: "high", Mode: "alert", Org: org, Lane: "live",
+		Fingerprint: fingerprint(org, find.name, key), DedupKey: key, DedupPeriodMS: dedupPeriod.Milliseconds(),
+		Key: map[string]string{}, Final: true, FirstTime: now, LastTime: now, EventCount: int64(len(uuids)), EvidenceUUIDs: uuids,
+		Evidence: []record.Evidence{}, Description: find.title + ".", Runbook: find.runbook, Labels: map[string]string{}, Context: context,
+		Tags: []string{"oktawatch"}, SourceID: source,
+	}
+}
+
+func fingerprint(org, rule string, key []string) string {
+	h := sha256.New()
+	for _, part := range append([]string{org, rule}, key...) {
+		fmt.Fprintf(h, "%d:%s", len(part), part)
+	}
+	return hex.EncodeToString(h.Sum(nil)[:16])
+}
+
+// warnings keeps the last days' findings of one part, newest last.
+type warnings struct{ list []string }
+
+func (w *warnings) add(now time.Time, text string) {
+	w.list = append(w.list, text)
+	oldest := day(now.Add(-48 * time.Hour))
+	w.list = slices.DeleteFunc(w.list, func(s string) bool { return s < oldest })
+	if len(w.list) > 20 {
+		w.list = slices.Delete(w.list, 0, len(w.list)-20)
+	}
+}
+
+// sender is how a part that owns no transactional id writes.
+type sender interface {
+	Send(ctx context.Context, t topics.Topic, key string, r record.Record) error
+}
