@@ -104,6 +104,7 @@ type forge struct {
 	r     *rand.Rand
 	node  [8]byte // clock sequence and node of the uuids
 	ticks int64   // of 100 ns: the last one used
+	marks func(typ string) string
 }
 
 // newForge seeds a forge. The uuids are version 1 as Okta's: their time only grows, and their node is a mix of the seed, the time
@@ -232,7 +233,13 @@ func (f *forge) render(s *spec, now time.Time) draft {
 	b = append(pub.AppendFormat(append(b, `,"published":"`...), "2006-01-02T15:04:05.000Z"), '"')
 	b = append(append(b, `,"securityContext":`...), s.from.security...)
 	b = appendJSON(append(b, `,"severity":`...), s.severity)
-	b = append(append(append(b, `,"debugContext":{"debugData":{`...), s.debug...), "}}"...)
+	debug := s.debug
+	if f.marks != nil {
+		if ids := f.marks(s.typ); ids != "" {
+			debug = kv(debug, "targetEventHookIds", ids)
+		}
+	}
+	b = append(append(append(b, `,"debugContext":{"debugData":{`...), debug...), "}}"...)
 	b = orNull(append(b, `,"legacyEventType":`...), s.legacy)
 	if s.txn == "" {
 		s.txn = f.id("", 27)

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -77,7 +78,9 @@ type hooks struct {
 	mu   sync.Mutex
 	list []*hook
 	path string // where they are kept, or empty
-	wake chan struct{}
+	// marks are the ids of the active and verified hooks by event type, as events carry them.
+	marks atomic.Pointer[map[string]string]
+	wake  chan struct{}
 
 	day     time.Time // when the running 24 h began
 	today   int
@@ -123,6 +126,7 @@ func (h *hooks) load(dir string) error {
 	for _, k := range h.list {
 		k.index()
 	}
+	h.mark()
 	return nil
 }
 
@@ -133,8 +137,33 @@ func (k *hook) index() {
 	}
 }
 
+// mark works out the marks anew; the caller holds the lock.
+func (h *hooks) mark() {
+	m := map[string]string{}
+	for _, k := range h.list {
+		if !k.Active || !k.Verified {
+			continue
+		}
+		for t := range k.wants {
+			if m[t] != "" {
+				m[t] += ","
+			}
+			m[t] += k.ID
+		}
+	}
+	h.marks.Store(&m)
+}
+
+func (h *hooks) marksOf(typ string) string {
+	if m := h.marks.Load(); m != nil {
+		return (*m)[typ]
+	}
+	return ""
+}
+
 // save keeps the hooks; the caller holds the lock.
 func (h *hooks) save() *apiError {
+	h.mark()
 	if h.path == "" {
 		return nil
 	}

@@ -173,12 +173,18 @@ func New(cfg Config) (*Org, error) {
 	}
 	now := o.now()
 	o.company = newCompany(cfg.Seed, cfg.Users, now)
-	o.traffic = &traffic{newForge(cfg.Seed, now, 0), o.company}
+	o.traffic = &traffic{o.newForge(now, 0), o.company}
 	o.limits.init(cfg)
 	o.hooks.init()
 	o.rate.Store(math.Float64bits(cfg.Rate))
 	o.handler = o.routes()
 	return o, nil
+}
+
+func (o *Org) newForge(start time.Time, before uint64) *forge {
+	f := newForge(o.cfg.Seed, start, before)
+	f.marks = o.hooks.marksOf
+	return f
 }
 
 // readEligible reads from Okta's catalogue which event types a hook may ask for.
@@ -225,7 +231,7 @@ func (o *Org) Run(ctx context.Context) error {
 	}
 	if o.cfg.DataDir != "" {
 		o.genMu.Lock()
-		o.traffic.forge = newForge(o.cfg.Seed, o.now(), o.store.entries.next)
+		o.traffic.forge = o.newForge(o.now(), o.store.entries.next)
 		o.genMu.Unlock()
 		if err := o.hooks.load(o.cfg.DataDir); err != nil {
 			return errors.Join(fmt.Errorf("open simulated org: %w", err), o.store.close())

@@ -29,8 +29,8 @@ var places = []place{
 	{"São Paulo", "São Paulo", "Brazil", "01000", -23.5475, -46.6361, "177.32", 28573, "claro nxt telecomunicacoes ltda", "claro", "virtua.com.br", false, "", ""},
 }
 
-// office is the company's own way out, seen as a second hop of those who work behind it.
-var office = place{"Dublin", "Leinster", "Ireland", "D04", 53.3389, -6.2595, "198.51.100", 64512, "northwind industries", "northwind industries", "northwind.example", false, "", ""}
+// proxy is the company's own way out, the second hop of those who work behind it.
+const proxy = "198.51.100.7"
 
 // lairs are where attackers come from.
 var lairs = []place{
@@ -260,10 +260,10 @@ func clientJSON(p *place, a *agent, ip string) string {
 	return string(fmt.Appendf(b, `,"id":null,"ipAddress":%q,"geographicalContext":%s}`, ip, geoJSON(p)))
 }
 
-func chainJSON(p *place, ip string, viaOffice bool) string {
+func chainJSON(p *place, ip string, viaProxy bool) string {
 	s := fmt.Sprintf(`[{"ip":%q,"geographicalContext":%s,"version":"V4","source":null}`, ip, geoJSON(p))
-	if viaOffice {
-		s += fmt.Sprintf(`,{"ip":%q,"geographicalContext":%s,"version":"V4","source":null}`, office.prefix+".7", geoJSON(&office))
+	if viaProxy {
+		s += fmt.Sprintf(`,{"ip":%q,"geographicalContext":null,"version":"V4","source":null}`, proxy)
 	}
 	return s + "]"
 }

@@ -70,9 +70,9 @@ func (c *cast) origin(session string) origin {
 }
 
 const (
-	newBehaviors = `{New Geo-Location=POSITIVE, New Device=POSITIVE, New IP=POSITIVE, New State=POSITIVE, New Country=POSITIVE, Velocity=POSITIVE, New City=POSITIVE}`
+	newBehaviors = `{New Geo-Location=POSITIVE, New Device=POSITIVE, New IP=POSITIVE, New Country=POSITIVE, Velocity=POSITIVE}`
 	riskHigh     = `{reasons=Anomalous Device, Anomalous Location, Anomalous Geo-Distance, level=HIGH}`
-	loudSecurity = `{"risk":{"level":"HIGH","reasons":"Anomalous Device, Anomalous Location"},"behaviors":{"New Geo-Location":"POSITIVE","New Device":"POSITIVE","New IP":"POSITIVE","New State":"POSITIVE","New Country":"POSITIVE","Velocity":"POSITIVE","New City":"POSITIVE"}}`
+	loudSecurity = `{"risk":{"level":"HIGH","reasons":"Anomalous Device, Anomalous Location"},"behaviors":{"New Geo-Location":"POSITIVE","New Device":"POSITIVE","New IP":"POSITIVE","New Country":"POSITIVE","Velocity":"POSITIVE"}}`
 )
 
 // foe makes an event done as p from the attacker's place.

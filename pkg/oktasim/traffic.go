@@ -17,9 +17,9 @@ type traffic struct {
 
 const riskLow = `{reasons=, level=LOW}`
 
-var quietBehaviors = `{New Geo-Location=NEGATIVE, New Device=NEGATIVE, New IP=NEGATIVE, New State=NEGATIVE, New Country=NEGATIVE, Velocity=NEGATIVE, New City=NEGATIVE}`
+var quietBehaviors = `{New Geo-Location=NEGATIVE, New Device=NEGATIVE, New IP=NEGATIVE, Velocity=NEGATIVE}`
 
-var quietSecurity = `{"risk":{"level":"LOW"},"behaviors":{"New Geo-Location":"NEGATIVE","New Device":"NEGATIVE","New IP":"NEGATIVE","New State":"NEGATIVE","New Country":"NEGATIVE","Velocity":"NEGATIVE","New City":"NEGATIVE"}}`
+var quietSecurity = `{"risk":{"level":"LOW"},"behaviors":{"New Geo-Location":"NEGATIVE","New Device":"NEGATIVE","New IP":"NEGATIVE","Velocity":"NEGATIVE"}}`
 
 // next makes the next ordinary event.
 func (t *traffic) next() spec {
@@ -118,8 +118,8 @@ func evaluate(t *traffic, p *person) spec { return evaluateFor(t, p, "ALLOW", da
 
 func evaluateFor(t *traffic, p *person, result, target string) spec {
 	s := by(p, kEvaluate, result, "Sign-on policy evaluation resulted in "+result)
-	t.web(&s, "/idp/idx/identify", "", "authnRequestId", t.id("req", 22), "origin", "https://"+t.c.domain, "oktaUserAgentExtended", "okta-auth-js/7.8.1 okta-signin-widget-7.26.1", "risk", riskLow, "behaviors", quietBehaviors, "logOnlySecurityData", quietSecurity)
-	s.targets = list(target, thing("rst1catchall00000005d7", "Rule", "unknown", "Catch-all Rule", ""), thing("00p1default000000005d7", "PolicyEntity", "unknown", "Any two factors", `{"policyType":"Okta:SignOn","policyRuleFactorMode":"2FA"}`))
+	t.web(&s, "/idp/idx/identify", "", "authnRequestId", t.id("req", 22), "risk", riskLow, "behaviors", quietBehaviors, "logOnlySecurityData", quietSecurity)
+	s.targets = list(target, thing("rst1catchall00000005d7", "Rule", "unknown", "Catch-all Rule", ""), thing("00p1default000000005d7", "PolicyEntity", "unknown", "Any two factors", `{"policyType":"Okta:SignOn"}`))
 	return s
 }
 
