@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	entryBytes  = 72      // of one event in the map, measured: TestMemorySize
-	minMaxBytes = 1 << 16 //
+	entryBytes  = 88 // of one event in the map, measured: TestMemorySize
+	minMaxBytes = 1 << 16
 	sweepEvery  = time.Hour
 )
 

@@ -39,7 +39,7 @@ type Masking struct {
 type Dedup struct {
 	Memory        time.Duration `yaml:"memory"`         // zero: 72h; how long an event is known again, by the raw record's Kafka timestamp
 	PartialMemory time.Duration `yaml:"partial_memory"` // zero: 336h, which is the most; the same for one of which only a partial copy has come
-	MaxBytes      int64         `yaml:"max_bytes"`      // zero: 64 MiB, some 900,000 events; of one partition; beyond it the oldest are forgotten, counted and told
+	MaxBytes      int64         `yaml:"max_bytes"`      // zero: 64 MiB, some 750,000 events; of one partition; beyond it the oldest are forgotten, counted and told
 }
 
 const (
