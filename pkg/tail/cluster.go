@@ -199,7 +199,7 @@ func (c *cluster) start(ctx context.Context, opts Options) ([]*partition, error)
 			return parts, errors.Join(err, context.Cause(ctx))
 		}
 		missing := errors.Is(err, kafka.UnknownTopicOrPartition)
-		if !retriable(err) || time.Since(begun) > reach || (missing && time.Since(begun) > 3*time.Second) {
+		if !retriable(err) || time.Since(begun) > reach || (missing && time.Since(begun) > 1500*time.Millisecond) {
 			if missing {
 				return nil, fmt.Errorf("there is no such topic on %s; `oktawatch topics list` names ours", strings.Join(c.r.cfg.Brokers, ", "))
 			}

@@ -5,52 +5,56 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
+	"net"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"go.uber.org/goleak"
 
+	"github.com/oktawatch/oktawatch/pkg/bus/bustest"
 	"github.com/oktawatch/oktawatch/pkg/tail"
+	"github.com/oktawatch/oktawatch/pkg/topics"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(closer{m}) }
+
+// closer ends the connections that clients leave in the default transport: a real registry keeps them open.
+type closer struct{ m *testing.M }
+
+func (c closer) Run() int {
+	defer http.DefaultClient.CloseIdleConnections()
+	return c.m.Run()
+}
 
 // kafkaT is a broker for one test: kfake, or the real one that KAFKA_SEEDS names.
 type kafkaT struct {
-	t     *testing.T
-	seeds []string
-	fake  *kfake.Cluster // nil on a real broker
+	*bustest.Broker
+	t *testing.T
 }
 
+// start starts a cluster of so many brokers; a real one has as many as it has.
 func start(t *testing.T, brokers int) kafkaT {
 	t.Helper()
-	if seeds := os.Getenv("KAFKA_SEEDS"); seeds != "" {
-		return kafkaT{t: t, seeds: strings.Split(seeds, ",")}
+	k := kafkaT{bustest.Start(t, topics.Audit), t}
+	for !k.Real && brokers > 1 {
+		if _, _, err := k.Cluster.AddNode(-1, 0); err != nil {
+			t.Fatal(err)
+		}
+		brokers--
 	}
-	return startFake(t, brokers)
-}
-
-func startFake(t *testing.T, brokers int) kafkaT {
-	t.Helper()
-	c, err := kfake.NewCluster(kfake.NumBrokers(brokers))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(c.Close)
-	return kafkaT{t: t, seeds: c.ListenAddrs(), fake: c}
+	return k
 }
 
 func (k kafkaT) client(opts ...kgo.Opt) *kgo.Client {
 	k.t.Helper()
 	cl, err := kgo.NewClient(append([]kgo.Opt{
-		kgo.SeedBrokers(k.seeds...), kgo.MetadataMinAge(50 * time.Millisecond), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0),
+		kgo.SeedBrokers(k.Seeds...), kgo.MetadataMinAge(50 * time.Millisecond), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0),
 	}, opts...)...)
 	if err != nil {
 		k.t.Fatal(err)
@@ -62,20 +66,20 @@ func (k kafkaT) client(opts ...kgo.Opt) *kgo.Client {
 // topic makes a topic of its own name.
 func (k kafkaT) topic(partitions int32, configs map[string]string) string {
 	k.t.Helper()
-	name := "tail-" + uuid.NewString()
+	name := k.Prefix + "tail." + uuid.NewString()
 	conf := map[string]*string{}
 	for key, v := range configs {
 		conf[key] = &v
 	}
-	if _, err := kadm.NewClient(k.client()).CreateTopic(k.t.Context(), partitions, -1, conf, name); err != nil {
+	if _, err := k.Admin().CreateTopic(k.t.Context(), partitions, -1, conf, name); err != nil {
 		k.t.Fatal(err)
 	}
 	return name
 }
 
-func (k kafkaT) reader(registry string) *tail.Reader {
+func (k kafkaT) reader() *tail.Reader {
 	k.t.Helper()
-	r, err := tail.Open(tail.Config{Brokers: k.seeds, Registry: registry}, tail.Deps{Log: slog.New(slog.NewTextHandler(testWriter{k.t}, nil))})
+	r, err := tail.Open(tail.Config{Brokers: k.Seeds, Prefix: k.Prefix, Registry: k.RegistryURL}, tail.Deps{Log: slog.New(slog.NewTextHandler(testWriter{k.t}, nil))})
 	if err != nil {
 		k.t.Fatal(err)
 	}
@@ -113,7 +117,7 @@ func (k kafkaT) tailed(topic string, opts tail.Options) []string {
 	defer cancel()
 	var got []string
 	last := map[int32]int64{}
-	err := k.reader("").Read(ctx, topic, opts, func(r tail.Record) error {
+	err := k.reader().Read(ctx, topic, opts, func(r tail.Record) error {
 		if o, ok := last[r.Partition]; ok && r.Offset <= o {
 			k.t.Errorf("partition %d: offset %d after %d", r.Partition, r.Offset, o)
 		}
@@ -324,7 +328,7 @@ func TestFollow(t *testing.T) {
 	first := make(chan struct{})
 	go func() {
 		// A reader from the start tells when following has begun.
-		done <- k.reader("").Read(ctx, topic, tail.Options{}, func(r tail.Record) error {
+		done <- k.reader().Read(ctx, topic, tail.Options{}, func(r tail.Record) error {
 			if string(r.Value) == "old" {
 				close(first)
 				return nil
@@ -393,12 +397,12 @@ func TestEndings(t *testing.T) {
 	k.produce(k.client(), topic, 0, "a", "b", "c")
 	boom := errors.New("boom")
 	n := 0
-	err := k.reader("").Read(t.Context(), topic, tail.Options{}, func(tail.Record) error { n++; return boom })
+	err := k.reader().Read(t.Context(), topic, tail.Options{}, func(tail.Record) error { n++; return boom })
 	if !errors.Is(err, boom) || n != 1 {
 		t.Errorf("error of the function: %v after %d records", err, n)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	err = k.reader("").Read(ctx, topic, tail.Options{}, func(r tail.Record) error {
+	err = k.reader().Read(ctx, topic, tail.Options{}, func(r tail.Record) error {
 		if string(r.Value) == "c" {
 			cancel()
 		}
@@ -408,29 +412,36 @@ func TestEndings(t *testing.T) {
 		t.Errorf("cancelled: %v", err)
 	}
 	begun := time.Now()
-	err = k.reader("").Read(t.Context(), "no-such-topic-"+uuid.NewString(), tail.Options{Exit: true}, func(tail.Record) error { return nil })
+	err = k.reader().Read(t.Context(), "no-such-topic-"+uuid.NewString(), tail.Options{Exit: true}, func(tail.Record) error { return nil })
 	if err == nil || !strings.Contains(err.Error(), "there is no such topic") || time.Since(begun) > 8*time.Second {
 		t.Errorf("no such topic: %v after %s", err, time.Since(begun))
 	}
 	if _, err := tail.Open(tail.Config{}, tail.Deps{}); err == nil {
 		t.Error("a reader without brokers was opened")
 	}
-	if _, err := tail.Open(tail.Config{Brokers: k.seeds, SASL: tail.SASL{Mechanism: "PLAIN", PasswordFile: "/none"}}, tail.Deps{}); err == nil {
+	if _, err := tail.Open(tail.Config{Brokers: k.Seeds, SASL: tail.SASL{Mechanism: "PLAIN", PasswordFile: "/none"}}, tail.Deps{}); err == nil {
 		t.Error("a password file that is not there was taken")
 	}
 }
 
 func TestUnreachable(t *testing.T) {
-	r, err := tail.Open(tail.Config{Brokers: []string{"127.0.0.1:1"}}, tail.Deps{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 25*time.Second)
-	defer cancel()
-	err = r.Read(ctx, "x", tail.Options{}, func(tail.Record) error { return nil })
-	if err == nil || !strings.Contains(err.Error(), "reach Kafka at 127.0.0.1:1") {
-		t.Errorf("unreachable: %v", err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		refused := errors.New("connection refused")
+		r, err := tail.Open(tail.Config{Brokers: []string{"kafka:9092"}}, tail.Deps{
+			Dial: func(context.Context, string, string) (net.Conn, error) { return nil, refused },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		begun := time.Now()
+		err = r.Read(t.Context(), "x", tail.Options{}, func(tail.Record) error { return nil })
+		if err == nil || !errors.Is(err, refused) || !strings.Contains(err.Error(), "reach Kafka at kafka:9092") {
+			t.Errorf("unreachable: %v", err)
+		}
+		if took := time.Since(begun); took < 10*time.Second || took > 15*time.Second {
+			t.Errorf("it took %s", took)
+		}
+	})
 }
 
 // TestRecord: everything a record has arrives, tombstones, empty values and the largest too.
@@ -453,7 +464,7 @@ func TestRecord(t *testing.T) {
 		}
 	}
 	var n int
-	err := k.reader("").Read(t.Context(), topic, tail.Options{Exit: true}, func(r tail.Record) error {
+	err := k.reader().Read(t.Context(), topic, tail.Options{Exit: true}, func(r tail.Record) error {
 		want := in[n]
 		n++
 		if string(r.Key) != string(want.Key) || string(r.Value) != string(want.Value) || (r.Value == nil) != (want.Value == nil) || (r.Key == nil) != (want.Key == nil) {
