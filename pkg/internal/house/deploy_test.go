@@ -58,7 +58,8 @@ func TestCompose(t *testing.T) {
 	var c struct {
 		Services map[string]composeService `yaml:"services"`
 	}
-	if err := yaml.Unmarshal([]byte(r.text(t, "docker-compose.yml")), &c); err != nil {
+	// A key beside a merge replaces the merged one.
+	if err := yaml.NewDecoder(strings.NewReader(r.text(t, "docker-compose.yml")), yaml.AllowDuplicateMapKey()).Decode(&c); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Services)) {
