@@ -42,8 +42,8 @@ type org struct {
 type answer struct {
 	status int
 	header http.Header
-	raw    bool // body is wanted as bytes
-	limit  int64
+	raw    bool   // the body of a good answer is wanted as bytes
+	body   []byte // then it is here
 }
 
 type answerKey struct{}
@@ -74,38 +74,30 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	// The whole answer is read here: the SDK leaves the body of a broken one open.
 	limit := int64(maxBodyBytes)
-	if a, ok := req.Context().Value(answerKey{}).(*answer); ok {
-		a.status, a.header = resp.StatusCode, resp.Header.Clone()
-		if a.limit > 0 {
-			limit = a.limit
-		}
-		if a.raw && resp.StatusCode == http.StatusOK {
-			resp.Header.Set("Content-Type", "application/octet-stream") // so that the SDK leaves the bytes alone
-		}
+	a, ok := req.Context().Value(answerKey{}).(*answer)
+	if !ok {
+		a = &answer{}
+	}
+	a.status, a.header = resp.StatusCode, resp.Header.Clone()
+	if a.raw && resp.StatusCode == http.StatusOK {
+		limit = maxPageBytes
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
+	if err = errors.Join(err, resp.Body.Close()); err != nil {
+		return nil, fmt.Errorf("read the answer: %w", err)
+	}
+	if int64(len(body)) > limit {
+		return nil, errTooMuch
 	}
 	resp.Header.Del("Link")
-	resp.Body = &bounded{ReadCloser: resp.Body, left: limit}
+	if a.raw && resp.StatusCode == http.StatusOK {
+		a.body, body = body, nil // ours alone: the SDK would decode and copy it
+	}
+	resp.Body = io.NopCloser(bytes.NewReader(body))
+	resp.ContentLength = int64(len(body))
 	return resp, nil
-}
-
-type bounded struct {
-	io.ReadCloser
-	left int64
-}
-
-func (b *bounded) Read(p []byte) (int, error) {
-	if b.left < 0 {
-		return 0, errTooMuch
-	}
-	if int64(len(p)) > b.left+1 {
-		p = p[:b.left+1]
-	}
-	n, err := b.ReadCloser.Read(p)
-	if b.left -= int64(n); b.left < 0 {
-		return n, errTooMuch
-	}
-	return n, err
 }
 
 // newOrg makes a client without asking anything. private says whether the address may lead into a private network, which is for
@@ -244,26 +236,19 @@ type rate struct {
 // logs asks for one page; at is path and query as Okta gave them.
 func (o *org) logs(ctx context.Context, at string) (page, error) {
 	const what = "read the system log"
-	a := &answer{raw: true, limit: maxPageBytes}
+	a := &answer{raw: true}
 	rq := o.sdk.CloneRequestExecutor()
 	req, err := rq.NewRequest(http.MethodGet, at, nil)
 	if err != nil {
 		return page{}, fmt.Errorf("%s: %w", what, err)
 	}
-	resp, err := rq.Do(context.WithValue(ctx, answerKey{}, a), req, nil)
+	_, err = rq.Do(context.WithValue(ctx, answerKey{}, a), req, nil)
 	p := page{rate: rateOf(a.header)}
 	p.date = p.rate.date
 	if err := o.failed(what, a, err); err != nil {
 		return p, err
 	}
-	if resp == nil || resp.Response == nil {
-		return p, fmt.Errorf("%s: no answer", what)
-	}
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return p, fmt.Errorf("%s: %w", what, err)
-	}
-	if p.events, err = elements(body); err != nil {
+	if p.events, err = elements(a.body); err != nil {
 		return p, fmt.Errorf("%s: the answer is no page of events: %w", what, err)
 	}
 	if p.next, err = nextOf(a.header.Values("Link")); err != nil {
