@@ -1,6 +1,7 @@
 package svc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -72,6 +73,15 @@ func (c Clients) Checks(service, prefix string, ready func(name string, ask func
 		}
 		return nil
 	}))
+	ready("stages", func(context.Context) error {
+		var errs []error
+		for _, h := range c.Bus.Health() {
+			if !h.Alive {
+				errs = append(errs, fmt.Errorf("%s.%s does not work yet: %s", h.Service, h.Stage, cmp.Or(h.LastError, "joining its group")))
+			}
+		}
+		return errors.Join(errs...)
+	})
 	ready("schemas", rarely(func(ctx context.Context) error {
 		for _, t := range written {
 			if _, err := c.Serde.ID(ctx, t.Subject(prefix), t.Record); err != nil {
