@@ -4,10 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/linkedin/goavro/v2"
 	"github.com/twmb/avro"
+
+	"github.com/oktawatch/oktawatch/pkg/record"
 )
 
 // Level is one of Confluent's compatibility levels.
@@ -36,9 +39,9 @@ func ParseLevel(s string) (Level, error) {
 
 func (l Level) transitive() bool { return strings.HasSuffix(string(l), "_TRANSITIVE") }
 
-// Check judges next against earlier, the versions of its subject in ascending order, and returns one reason per broken
-// promise; none means compatible.
-func (l Level) Check(next *avro.Schema, earlier []Version) []string {
+// Check judges the schema next against earlier, the versions of its subject in ascending order, and returns one reason
+// per broken promise; none means compatible.
+func (l Level) Check(next string, earlier []Version) []string {
 	if l == None {
 		return nil
 	}
@@ -48,54 +51,36 @@ func (l Level) Check(next *avro.Schema, earlier []Version) []string {
 	back := strings.HasPrefix(string(l), "BACKWARD") || strings.HasPrefix(string(l), "FULL")
 	forth := strings.HasPrefix(string(l), "FORWARD") || strings.HasPrefix(string(l), "FULL")
 	var reasons []string
-	for i := len(earlier) - 1; i >= 0; i-- {
-		v := earlier[i]
-		old, err := avro.Parse(v.Schema)
-		if err != nil {
-			reasons = append(reasons, fmt.Sprintf("version %d cannot be read: %v", v.Version, err))
-			continue
-		}
+	for _, v := range slices.Backward(earlier) {
 		if back {
-			if err := avro.CheckCompatibility(old, next); err != nil {
-				reasons = append(reasons, fmt.Sprintf("the new schema cannot read records of version %d: %s", v.Version, reason(err)))
+			if err := record.CheckCompatibility(next, v.Schema); err != nil {
+				reasons = append(reasons, fmt.Sprintf("the new schema cannot read records of version %d: %v", v.Version, err))
 			}
 		}
 		if forth {
-			if err := avro.CheckCompatibility(next, old); err != nil {
-				reasons = append(reasons, fmt.Sprintf("version %d cannot read records of the new schema: %s", v.Version, reason(err)))
+			if err := record.CheckCompatibility(v.Schema, next); err != nil {
+				reasons = append(reasons, fmt.Sprintf("version %d cannot read records of the new schema: %v", v.Version, err))
 			}
 		}
 	}
 	return reasons
 }
 
-// reason puts a finding into words for the author of the schema.
-func reason(err error) string {
-	var e *avro.CompatibilityError
-	if !errors.As(err, &e) {
-		return err.Error()
-	}
-	types := ""
-	if e.ReaderType != "" && e.WriterType != "" && e.ReaderType != e.WriterType {
-		types = fmt.Sprintf(" (%s read, %s written)", e.ReaderType, e.WriterType)
-	}
-	return fmt.Sprintf("at %s: %s%s", e.Path, e.Detail, types)
-}
-
 // parse is the gate every schema passes: JSON of bounded depth, sound by goavro and by twmb/avro.
-func parse(text string) (s *avro.Schema, err error) {
+func parse(text string) (err error) {
 	if err := depth(text); err != nil {
-		return nil, err
+		return err
 	}
 	defer func() {
 		if p := recover(); p != nil {
-			s, err = nil, fmt.Errorf("schema breaks the parser: %v", p)
+			err = fmt.Errorf("schema breaks the parser: %v", p)
 		}
 	}()
 	if _, err := goavro.NewCodec(text); err != nil {
-		return nil, err
+		return err
 	}
-	return avro.Parse(text)
+	_, err = avro.Parse(text)
+	return err
 }
 
 const maxDepth = 64

@@ -28,7 +28,7 @@ type Handler struct {
 	write sync.Mutex   // one change at a time, held over its save
 	mu    sync.RWMutex // guards what follows
 	state *state
-	reads http.Handler
+	view  *view
 }
 
 // NewHandler makes a registry over a store; nil means memory.
@@ -87,13 +87,13 @@ func (h *Handler) Load(ctx context.Context) error {
 	if err := h.store.Load(ctx, s.apply); err != nil {
 		return err
 	}
-	reads, err := s.show()
+	view, err := s.show()
 	if err != nil {
 		return err
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.state, h.reads = s, reads
+	h.state, h.view = s, view
 	return nil
 }
 
@@ -134,9 +134,9 @@ func (h *Handler) read(w http.ResponseWriter, req *http.Request) {
 		req.URL.Path, req.URL.RawPath = rest+"/versions/latest", ""
 	}
 	h.mu.RLock()
-	reads := h.reads
+	view := h.view
 	h.mu.RUnlock()
-	reads.ServeHTTP(w, req)
+	view.reads.ServeHTTP(w, req)
 }
 
 // body is what clients send with a schema; members we do not use are ignored.
@@ -175,8 +175,7 @@ func (h *Handler) register(req *http.Request) (any, error) {
 		return nil, err
 	}
 	subject := req.PathValue("subject")
-	next, err := parse(b.Schema)
-	if err != nil {
+	if err := parse(b.Schema); err != nil {
 		return nil, invalidSchema("schema for " + subject + " is no Avro: " + err.Error())
 	}
 	norm, err := normal(b.Schema)
@@ -195,7 +194,7 @@ func (h *Handler) register(req *http.Request) (any, error) {
 	if err := h.writable(subject); err != nil {
 		return nil, err
 	}
-	if reasons := h.level(subject).Check(next, active); len(reasons) > 0 {
+	if reasons := h.level(subject).Check(b.Schema, active); len(reasons) > 0 {
 		return nil, &apiError{http.StatusConflict, sr.ErrIncompatibleSchema.Code, fmt.Sprintf(
 			"Schema being registered is incompatible with an earlier schema for subject %q (compatibility %s): %s",
 			subject, h.level(subject), strings.Join(reasons, "; "))}
@@ -240,8 +239,7 @@ func (h *Handler) compatible(req *http.Request) (any, error) {
 		return nil, err
 	}
 	subject := req.PathValue("subject")
-	next, err := parse(b.Schema)
-	if err != nil {
+	if err := parse(b.Schema); err != nil {
 		return nil, invalidSchema("schema for " + subject + " is no Avro: " + err.Error())
 	}
 	h.mu.RLock()
@@ -254,7 +252,7 @@ func (h *Handler) compatible(req *http.Request) (any, error) {
 		}
 		against = []Version{v}
 	}
-	reasons := level.Check(next, against)
+	reasons := level.Check(b.Schema, against)
 	answer := struct {
 		Is       bool     `json:"is_compatible"`
 		Messages []string `json:"messages,omitzero"`
@@ -436,6 +434,9 @@ func (h *Handler) set(req *http.Request, what, value string) error {
 	}
 	h.write.Lock()
 	defer h.write.Unlock()
+	if (what == "CONFIG" && h.state.levels[subject] == value) || (what == "MODE" && h.state.modes[subject] == value) {
+		return nil
+	}
 	v, err := json.Marshal(setting{value})
 	if err != nil {
 		return err
@@ -443,35 +444,49 @@ func (h *Handler) set(req *http.Request, what, value string) error {
 	return h.save(req.Context(), entryKey{Type: what, Subject: subject}.String(), v)
 }
 
+// saveVersions keeps versions and shows them: one that only joins is added to the view, any other change makes a new one.
 func (h *Handler) saveVersions(ctx context.Context, vs ...Version) error {
+	h.mu.RLock()
+	joins := len(vs) == 1 && !vs[0].Deleted && (len(h.state.subjects[vs[0].Subject]) == 0 || len(h.state.active(vs[0].Subject)) > 0)
+	h.mu.RUnlock()
+	var failed error
 	for _, v := range vs {
 		b, err := json.Marshal(v)
 		if err != nil {
 			return err
 		}
-		if err := h.save(ctx, entryKey{Type: "SCHEMA", Subject: v.Subject, Version: v.Version, Magic: 1}.String(), b); err != nil {
-			return err
+		if failed = h.save(ctx, entryKey{Type: "SCHEMA", Subject: v.Subject, Version: v.Version, Magic: 1}.String(), b); failed != nil {
+			break // those before it are kept and must be shown
 		}
-	}
-	return nil
-}
-
-// save makes one change durable and only then visible. The caller holds h.write. A client that hangs up does not stop it.
-func (h *Handler) save(ctx context.Context, key string, value []byte) error {
-	if err := h.store.Save(context.WithoutCancel(ctx), key, value); err != nil {
-		return &apiError{500, sr.ErrStoreError.Code, err.Error()}
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if err := h.state.apply(key, value); err != nil {
-		return &apiError{500, sr.ErrStoreError.Code, err.Error()}
+	if joins && failed == nil {
+		return storeError(h.view.add(vs[0]))
 	}
-	reads, err := h.state.show()
+	view, err := h.state.show()
 	if err != nil {
-		return &apiError{500, sr.ErrStoreError.Code, err.Error()}
+		return storeError(err)
 	}
-	h.reads = reads
-	return nil
+	h.view = view
+	return failed
+}
+
+// save makes one change durable and only then known. The caller holds h.write. A client that hangs up does not stop it.
+func (h *Handler) save(ctx context.Context, key string, value []byte) error {
+	if err := h.store.Save(context.WithoutCancel(ctx), key, value); err != nil {
+		return storeError(err)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return storeError(h.state.apply(key, value))
+}
+
+func storeError(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &apiError{http.StatusInternalServerError, sr.ErrStoreError.Code, err.Error()}
 }
 
 // apiError is an error in Confluent's form.

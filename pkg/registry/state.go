@@ -133,33 +133,46 @@ func (s *state) next(subject, text, norm string) Version {
 	return v
 }
 
-// show builds the srfake that answers what is read. It is made anew after each change: that is how numbers stay ours.
-func (s *state) show() (http.Handler, error) {
+// view is the srfake that answers what is read.
+type view struct {
+	fake   *srfake.Registry
+	reads  http.Handler
+	seeded map[int]bool // ids it has
+}
+
+// show builds the view of all there is. That is how numbers stay ours: srfake would give its own.
+func (s *state) show() (*view, error) {
 	fake := srfake.NewRegistry()
-	h := fake.Handler()
-	seeded := map[int]bool{}
+	w := &view{fake: fake, reads: fake.Handler(), seeded: map[int]bool{}}
 	for _, subject := range slices.Sorted(maps.Keys(s.subjects)) {
 		kept := s.kept(subject)
 		if len(kept) == 0 {
 			continue
 		}
 		for _, v := range kept {
-			schema := sr.Schema{Schema: v.Schema, Type: sr.TypeAvro}
-			if !seeded[v.ID] {
-				seeded[v.ID] = true
-				fake.SeedSchema(subject, v.Version, v.ID, schema)
-			} else if err := again(fake, h, v, schema); err != nil {
+			if err := w.add(v); err != nil {
 				return nil, err
 			}
 			if v.Deleted {
-				call(h, http.MethodDelete, versionPath(v))
+				call(w.reads, http.MethodDelete, versionPath(v))
 			}
 		}
 		if len(s.active(subject)) == 0 {
-			call(h, http.MethodDelete, "/subjects/"+url.PathEscape(subject))
+			call(w.reads, http.MethodDelete, "/subjects/"+url.PathEscape(subject))
 		}
 	}
-	return h, nil
+	return w, nil
+}
+
+// add shows one more version, the newest of its subject.
+func (w *view) add(v Version) error {
+	schema := sr.Schema{Schema: v.Schema, Type: sr.TypeAvro}
+	if w.seeded[v.ID] {
+		return again(w.fake, w.reads, v, schema)
+	}
+	w.seeded[v.ID] = true
+	w.fake.SeedSchema(v.Subject, v.Version, v.ID, schema)
+	return nil
 }
 
 // again puts a schema that srfake already has under one more version. Seeding refuses that, and registering takes the
