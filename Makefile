@@ -26,12 +26,12 @@ up: $(OKTAWATCH) ## everything in one process against a real org: OKTA_ORG_URL, 
 
 .PHONY: $(OKTAWATCH)
 $(OKTAWATCH):
-	@go build -trimpath -o $@ ./services/oktawatch/cmd/oktawatch
+	@go build -o $@ ./services/oktawatch/cmd/oktawatch
 
 .PHONY: build
 build: ## every package, and each service's binary into bin/
 	go build work
-	@for s in $(SERVICES); do echo "go build -o bin/ ./services/$$s/cmd/$$s"; go build -trimpath -o bin/ ./services/$$s/cmd/$$s; done
+	@for s in $(SERVICES); do echo "go build -o bin/ ./services/$$s/cmd/$$s"; go build -o bin/ ./services/$$s/cmd/$$s; done
 
 .PHONY: generate
 generate: ## write every generated file again: record types, codec, docs
