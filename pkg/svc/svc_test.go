@@ -90,6 +90,15 @@ func TestLoad(t *testing.T) {
 	}
 }
 
+func TestLoadEmpty(t *testing.T) {
+	for _, text := range []string{"", "# nothing\n", "ingest:\n  # nothing\n", "---\n"} {
+		var c whole
+		if err := Load(write(t, text), nil, nil, &c); err != nil {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
 func TestLoadFallbacks(t *testing.T) {
 	var c whole
 	if err := Load("", []string{"SCHEMA_REGISTRY_URL=http://s"}, nil, &c); err != nil {

@@ -1,7 +1,7 @@
 package ingest
 
 import (
-	"context"
+	"crypto/sha1"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -12,10 +12,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/oktawatch/oktawatch/pkg/record"
-	"github.com/oktawatch/oktawatch/pkg/topics"
 )
 
 // finding is one thing that can be wrong with a source. It is raised once a UTC day and source, whoever sees it and however often.
@@ -53,8 +50,22 @@ var (
 	}
 )
 
-// namespace of all ids of oktawatch.
-var namespace = uuid.NewSHA1(uuid.NameSpaceURL, []byte("https://github.com/oktawatch/oktawatch"))
+// urlNamespace is the UUID namespace of addresses (RFC 9562); that of all ids of oktawatch lies in it.
+var urlNamespace = [16]byte{0x6b, 0xa7, 0xb8, 0x11, 0x9d, 0xad, 0x11, 0xd1, 0x80, 0xb4, 0x00, 0xc0, 0x4f, 0xd4, 0x30, 0xc8}
+
+// uuid5 names a thing in oktawatch's namespace.
+func uuid5(name string) string {
+	id := sha1uuid(sha1uuid(urlNamespace, "https://github.com/oktawatch/oktawatch"), name)
+	return fmt.Sprintf("%x-%x-%x-%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:])
+}
+
+func sha1uuid(space [16]byte, name string) [16]byte {
+	sum := sha1.Sum(append(space[:], name...)) // what version 5 is made of; nothing hangs on its strength
+	id := [16]byte(sum[:16])
+	id[6] = id[6]&0x0f | 0x50
+	id[8] = id[8]&0x3f | 0x80
+	return id
+}
 
 const dedupPeriod = 24 * time.Hour
 
@@ -135,7 +146,7 @@ func (find finding) detection(source, org string, now time.Time, detail string, 
 		}
 	}
 	return &record.Detection{
-		ID:     uuid.NewSHA1(namespace, []byte(strings.Join([]string{"source_health", source, find.name, day(now)}, "\x00"))).String(),
+		ID:     uuid5(strings.Join([]string{"source_health", source, find.name, day(now)}, "\x00")),
 		Update: 1, Revision: 1, Kind: "source_health", RuleID: find.name, RuleTitle: find.title, Title: title, Pack: "oktawatch",
 		Severity: find.severity, Confidence: "high", Mode: "alert", Org: org, Lane: "live",
 		Fingerprint: fingerprint(org, find.name, key), DedupKey: key, DedupPeriodMS: dedupPeriod.Milliseconds(),
@@ -163,9 +174,4 @@ func (w *warnings) add(now time.Time, text string) {
 	if len(w.list) > 20 {
 		w.list = slices.Delete(w.list, 0, len(w.list)-20)
 	}
-}
-
-// sender is how a part that owns no transactional id writes.
-type sender interface {
-	Send(ctx context.Context, t topics.Topic, key string, r record.Record) error
 }

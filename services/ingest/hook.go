@@ -79,7 +79,11 @@ func (s *Service) openHooks(ctx context.Context) (*hooks, error) {
 	h.ln = ln
 	h.base = strings.TrimSuffix(s.public.String(), "/") + s.cfg.Hook.Path
 	if s.public.Host == "" {
-		h.base = "http://" + ln.Addr().String() + s.cfg.Hook.Path
+		addr := ln.Addr().String()
+		if host, port, err := net.SplitHostPort(addr); err == nil && net.ParseIP(host).IsUnspecified() {
+			addr = net.JoinHostPort("127.0.0.1", port)
+		}
+		h.base = "http://" + addr + s.cfg.Hook.Path
 	}
 	s.log.Info("event hook endpoint", "listen", ln.Addr().String(), "public_url", h.base)
 	return h, nil

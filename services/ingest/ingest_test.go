@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -342,5 +341,3 @@ func TestHookDelivers(t *testing.T) {
 	}
 	x.noSecrets()
 }
-
-var _ = http.StatusOK
