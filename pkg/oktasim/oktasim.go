@@ -33,7 +33,7 @@ type Config struct {
 	Listen    string `yaml:"listen"`     // empty: 127.0.0.1:0; none: Run serves nothing, use Handler
 	DataDir   string `yaml:"data_dir"`   // empty: all in memory; else the System Log and the hooks are kept there over restarts
 	TruthFile string `yaml:"truth_file"` // empty: none; else the ground truth is appended there as JSON lines
-	MaxEvents int    `yaml:"max_events"` // zero: 250000; older events are forgotten beyond it
+	MaxEvents int    `yaml:"max_events"` // zero: 250000, in memory 50000; beyond it the oldest are forgotten
 
 	Seed          uint64        `yaml:"seed"`           // zero: 1; users, devices and ids follow from it
 	Users         int           `yaml:"users"`          // zero: 200
@@ -108,6 +108,9 @@ func New(cfg Config) (*Org, error) {
 		if *v == 0 {
 			*v = d
 		}
+	}
+	if cfg.DataDir == "" {
+		def(&cfg.MaxEvents, 50_000)
 	}
 	def(&cfg.MaxEvents, 250_000)
 	def(&cfg.Users, 200)
