@@ -219,9 +219,9 @@ func (b *Bus) options(role string) ([]kgo.Opt, error) {
 		kgo.DisableClientMetrics(),
 		kgo.DialTimeout(5 * time.Second),
 		kgo.RecordPartitioner(kgo.BasicConsistentPartitioner(func(topic string) func(*kgo.Record, int) int {
-			row, ok := b.rows[topic]
+			row := b.rows[topic]
 			return func(r *kgo.Record, n int) int {
-				if r.Partition >= 0 || !ok {
+				if r.Partition >= 0 {
 					return int(r.Partition)
 				}
 				return int(row.PartitionFor(string(r.Key), int32(n)))

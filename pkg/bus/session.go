@@ -849,6 +849,7 @@ func (s *session) committed(turns []turn, written int, offsets map[string]map[in
 			u.tries = 0
 			s.pause(u, false)
 		}
+		u.tickNow.Store(u.task != nil)
 		dead += t.e.dead
 		if t.newest.After(newest) {
 			newest = t.newest

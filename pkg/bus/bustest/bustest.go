@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"os"
 	"slices"
 	"strconv"
@@ -90,6 +91,7 @@ func StartWith(t testing.TB, opts []Option, ts ...topics.Topic) *Broker {
 			b.remove(t)
 		}
 		cl.Close()
+		http.DefaultClient.CloseIdleConnections() // the registry's client keeps some
 	})
 	b.create(t, ts)
 	if _, err := registry.Apply(t.Context(), b.RegistryURL, b.Prefix); err != nil {
