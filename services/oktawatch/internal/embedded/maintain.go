@@ -160,7 +160,7 @@ func (e *Embedded) compact(ctx context.Context) {
 // rewrite compacts with a second copy of every file at hand. An error means that the copy is needed: the process must end
 // and the next start puts it back.
 func (e *Embedded) rewrite() error {
-	if err := e.copyAside(); err != nil {
+	if err := copyAside(e.cfg.DataDir); err != nil {
 		// Nothing is lost yet, and without the copy nothing is risked.
 		e.log.Warn("compaction is put off", "error", err.Error())
 		return forget(e.cfg.DataDir)
@@ -198,12 +198,12 @@ func forget(dataDir string) error {
 
 // copyAside links every partition's log files into a directory of their own. Compaction removes files and makes new ones,
 // so the links keep the old content.
-func (e *Embedded) copyAside() error {
-	aside := asideDir(e.cfg.DataDir)
-	if err := forget(e.cfg.DataDir); err != nil {
+func copyAside(dataDir string) error {
+	aside := asideDir(dataDir)
+	if err := forget(dataDir); err != nil {
 		return err
 	}
-	src := brokerDir(e.cfg.DataDir)
+	src := brokerDir(dataDir)
 	err := filepath.WalkDir(src, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || !logFile(path) {
 			return err
