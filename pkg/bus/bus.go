@@ -50,14 +50,14 @@ type TLS struct {
 	Enabled    bool   `yaml:"enabled"`     // false: plain text, unless a file below is named
 	CAFile     string `yaml:"ca_file"`     // empty: the system's roots
 	CertFile   string `yaml:"cert_file"`   // with key_file: a client certificate (mTLS)
-	KeyFile    string `yaml:"key_file"`    //
+	KeyFile    string `yaml:"key_file"`    // the key of cert_file
 	ServerName string `yaml:"server_name"` // empty: the broker's host name
 }
 
 // SASL logs in.
 type SASL struct {
 	Mechanism    string `yaml:"mechanism"`     // PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; empty: no login
-	Username     string `yaml:"username"`      //
+	Username     string `yaml:"username"`      // who logs in
 	PasswordFile string `yaml:"password_file"` // a file that holds the password alone
 }
 

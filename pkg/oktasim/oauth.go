@@ -24,7 +24,7 @@ import (
 
 // Client is an OAuth service app of the org.
 type Client struct {
-	ID        string   `yaml:"id"`
+	ID        string   `yaml:"id"`         // client id
 	Secret    string   `yaml:"secret"`     // set: Basic authentication works, as for a service integration
 	PublicKey string   `yaml:"public_key"` // PEM; set: private_key_jwt is verified by it; empty: any well-formed assertion is believed
 	Scopes    []string `yaml:"scopes"`     // empty: every scope the org knows

@@ -70,7 +70,7 @@ type HookConfig struct {
 	Manual      bool     `yaml:"manual"`        // true: somebody else makes the hook in Okta
 	EventTypes  []string `yaml:"event_types"`   // empty: all that Okta's hooks can carry
 	TLSCertFile string   `yaml:"tls_cert_file"` // empty: plain http, behind something that ends TLS
-	TLSKeyFile  string   `yaml:"tls_key_file"`  //
+	TLSKeyFile  string   `yaml:"tls_key_file"`  // the key of tls_cert_file
 }
 
 // FromEnv adds the source that OKTA_ORG_URL and OKTA_API_TOKEN name where the configuration has none.

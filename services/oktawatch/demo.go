@@ -1,0 +1,262 @@
+package oktawatch
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"text/tabwriter"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/oktawatch/oktawatch/pkg/oktasim"
+	"github.com/oktawatch/oktawatch/pkg/tail"
+	"github.com/oktawatch/oktawatch/pkg/topics"
+	"github.com/oktawatch/oktawatch/services/ingest"
+)
+
+// startOrg starts the simulated org and waits until it answers.
+func (u *up) startOrg(ctx context.Context, g *errgroup.Group) error {
+	c := simConfig(u.cfg.Sim)
+	if c.DataDir == "" {
+		c.DataDir = u.dir + "/okta"
+	}
+	token, err := u.secret("okta.token")
+	if err != nil {
+		return err
+	}
+	text, err := readSecret(token)
+	if err != nil {
+		return err
+	}
+	c.APITokens = []string{text}
+	c.Log = u.log.With("service", "sim")
+	if u.org, err = oktasim.New(c); err != nil {
+		return err
+	}
+	ran := make(chan error, 1)
+	g.Go(func() error {
+		err := u.org.Run(ctx)
+		ran <- err
+		return ended(ctx, err)
+	})
+	select {
+	case <-u.org.Ready():
+	case err := <-ran:
+		return fmt.Errorf("start the simulated org: %w", err)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	u.cfg.Ingest.Sources = []ingest.SourceConfig{{ID: "demo", Name: "simulated org", OrgURL: u.org.URL(), TokenFile: token}}
+	if u.cfg.Ingest.Hook.PublicURL == "" {
+		u.cfg.Ingest.Hook.PublicURL = "auto"
+		if u.cfg.Ingest.Hook.Listen == "" {
+			u.cfg.Ingest.Hook.Listen = "127.0.0.1:0"
+		}
+	}
+	return u.broker.Announce(runSim, u.org.URL())
+}
+
+// watchDemo counts what comes out as an outsider of the pipeline would, until the demo is over, and prints the summary.
+func (u *up) watchDemo(ctx context.Context) error {
+	c := connection{kafka: u.cfg.Common.Kafka, registry: u.cfg.Common.Registry.URL, prefix: u.cfg.Common.Topics.Prefix}
+	r, err := c.openTail()
+	if err != nil {
+		return err
+	}
+	n := newCount(u.org.Truth().Summary().LastSeq)
+	counting, stopCounting := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopCounting()
+	g, counting := errgroup.WithContext(counting)
+	for _, t := range []topics.Topic{topics.Raw, topics.SystemLog, topics.Detections, topics.Alerts, topics.Raw.DLQ(), topics.SystemLog.DLQ(), topics.Detections.DLQ()} {
+		g.Go(func() error {
+			err := r.Read(counting, t.Name, tail.Options{Since: u.started}, func(rec tail.Record) error { return n.add(counting, t, rec) })
+			return ended(counting, err)
+		})
+	}
+	over := make(<-chan time.Time)
+	if u.stopAfter > 0 {
+		timer := time.NewTimer(u.stopAfter)
+		defer timer.Stop()
+		over = timer.C
+	}
+	interrupted := false
+	select {
+	case <-ctx.Done():
+		interrupted = true
+	case <-over:
+		u.org.Pause(true)
+		u.drain(ctx, n)
+	}
+	stopCounting()
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("count the topics: %w", err)
+	}
+	missing := n.missing(u.org.Truth())
+	n.print(u, missing, interrupted)
+	if missing > 0 && !interrupted {
+		return fmt.Errorf("%d events that Okta sent are missing in %s", missing, topics.SystemLog.Name)
+	}
+	return nil
+}
+
+// drainFor bounds how long the end of a demo waits for the last events.
+const drainFor = 30 * time.Second
+
+func (u *up) drain(ctx context.Context, n *count) {
+	ctx, cancel := context.WithTimeout(ctx, drainFor)
+	defer cancel()
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	settled, last := 0, ""
+	for settled < 5 { // a second without anything new: the tails of the stages are through
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now := n.fingerprint()
+		if n.missing(u.org.Truth()) == 0 && u.org.Truth().Summary().Waiting == 0 && now == last {
+			settled++
+		} else {
+			settled = 0
+		}
+		last = now
+	}
+}
+
+// count is what the outside reader has seen.
+type count struct {
+	mu         sync.Mutex
+	from       uint64 // ground truth before this run does not count
+	raw        map[string]int
+	events     map[string]bool
+	records    int
+	second     int
+	detections map[string]string // id to rule
+	alerts     map[string]string // id to status
+	letters    int
+}
+
+func newCount(from uint64) *count {
+	return &count{from: from, raw: map[string]int{}, events: map[string]bool{}, detections: map[string]string{}, alerts: map[string]string{}}
+}
+
+func (n *count) add(ctx context.Context, t topics.Topic, rec tail.Record) error {
+	if t.IsDLQ() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.letters++
+		return nil
+	}
+	if rec.Value == nil {
+		return nil
+	}
+	plain, err := rec.Plain(ctx)
+	if err != nil {
+		return err
+	}
+	var v struct {
+		Source  string `json:"source"`
+		UUID    string `json:"uuid"`
+		Derived struct {
+			Copy int `json:"copy"`
+		} `json:"derived"`
+		ID     string `json:"id"`
+		RuleID string `json:"rule_id"`
+		Status string `json:"status"`
+	}
+	if err := json.Unmarshal(plain, &v); err != nil {
+		return fmt.Errorf("record %s %d@%d: %w", rec.Topic, rec.Partition, rec.Offset, err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch t.Name {
+	case topics.Raw.Name:
+		n.raw[v.Source]++
+	case topics.SystemLog.Name:
+		n.records++
+		n.events[v.UUID] = true
+		if v.Derived.Copy > 1 {
+			n.second++
+		}
+	case topics.Detections.Name:
+		n.detections[v.ID] = v.RuleID
+	case topics.Alerts.Name:
+		n.alerts[v.ID] = v.Status
+	}
+	return nil
+}
+
+func (n *count) fingerprint() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return fmt.Sprint(n.raw, n.records, len(n.events), len(n.detections), len(n.alerts), n.letters)
+}
+
+// missing is how many events of the ground truth have not come out.
+func (n *count) missing(truth oktasim.Truth) int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	missing := 0
+	for e := range truth.Events(oktasim.Query{After: n.from, Persisted: true}) {
+		if !n.events[e.UUID] {
+			missing++
+		}
+	}
+	return missing
+}
+
+func (n *count) print(u *up, missing int, interrupted bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	sent := 0
+	for range u.org.Truth().Events(oktasim.Query{After: n.from, Persisted: true}) {
+		sent++
+	}
+	taken, by := 0, []string{}
+	for _, source := range slices.Sorted(maps.Keys(n.raw)) {
+		taken += n.raw[source]
+		by = append(by, fmt.Sprintf("%s %d", source, n.raw[source]))
+	}
+	rules := map[string]int{}
+	for _, r := range n.detections {
+		rules[r]++
+	}
+	what := make([]string, 0, len(rules))
+	for _, r := range slices.Sorted(maps.Keys(rules)) {
+		what = append(what, fmt.Sprintf("%s %d", r, rules[r]))
+	}
+	w := tabwriter.NewWriter(u.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "\nSummary of %s, counted by an outside reader of the topics\n", time.Since(u.started).Round(time.Second))
+	fmt.Fprintf(w, "  events sent by Okta\t%d\n", sent)
+	fmt.Fprintf(w, "  through ingest\t%d\t%s\n", taken, strings.Join(by, ", "))
+	fmt.Fprintf(w, "  through normalize\t%d\trecords of %d events, %d of them again when the complete copy came\n", n.records, len(n.events), n.second)
+	fmt.Fprintf(w, "  duplicates removed\t%d\n", taken-n.records-n.letters)
+	fmt.Fprintf(w, "  detections\t%d\t%s\n", len(n.detections), strings.Join(what, ", "))
+	fmt.Fprintf(w, "  alerts\t%d\n", len(n.alerts))
+	fmt.Fprintf(w, "  dead letters\t%d\n", n.letters)
+	fmt.Fprintf(w, "  missing: %d\n", missing)
+	_ = w.Flush()
+	if interrupted {
+		fmt.Fprintln(u.out, "  (interrupted: what was on its way is taken up by the next run)")
+	}
+}
+
+func readSecret(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("read a secret: %w", err)
+	}
+	text := strings.TrimSpace(string(b))
+	if text == "" {
+		return "", errors.New("read a secret: " + path + " is empty; remove it and start again")
+	}
+	return text, nil
+}

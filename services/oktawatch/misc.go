@@ -1,0 +1,90 @@
+package oktawatch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"runtime"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/oktawatch/oktawatch/pkg/svc"
+	"github.com/oktawatch/oktawatch/services/oktawatch/internal/embedded"
+)
+
+func isCanceled(err error) bool { return err == nil || errors.Is(err, context.Canceled) }
+
+func (t *tool) version() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			if t.output == "json" {
+				return t.json(map[string]string{"version": svc.Version(), "go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH})
+			}
+			fmt.Fprintf(t.out, "oktawatch %s (%s, %s/%s)\n", svc.Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			return nil
+		},
+	}
+}
+
+func (t *tool) configuration() *cobra.Command {
+	cmd := &cobra.Command{Use: "config", Short: "Look at the configuration"}
+	cmd.AddCommand(&cobra.Command{
+		Use: "print", Short: "Print the settings in force, secrets left out", Args: cobra.NoArgs,
+		Long: "Prints what defaults, --config, OKTAWATCH_* variables and --set add up to, as YAML. A key nobody knows is an error with its place.",
+		RunE: func(*cobra.Command, []string) error {
+			c, err := t.settings()
+			if err != nil {
+				return err
+			}
+			b, err := svc.Redacted(c)
+			if err != nil {
+				return err
+			}
+			_, err = t.out.Write(b)
+			return err
+		},
+	})
+	return cmd
+}
+
+func (t *tool) healthcheck() *cobra.Command {
+	return &cobra.Command{
+		Use: "healthcheck", Short: "Ask a running `oktawatch up` whether it is ready (exit 1 when not)", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := t.settings()
+			if err != nil {
+				return err
+			}
+			dir, err := t.dir(c)
+			if err != nil {
+				return err
+			}
+			run, err := embedded.ReadRun(dir)
+			if err != nil {
+				return fmt.Errorf("find a running `oktawatch up`: %w", err)
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), 5*time.Second)
+			defer cancel()
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, run.Addresses[runAdmin]+"/readyz?verbose", nil)
+			if err != nil {
+				return err
+			}
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				return fmt.Errorf("healthcheck: %w", err)
+			}
+			defer resp.Body.Close()
+			if _, err := io.Copy(t.out, io.LimitReader(resp.Body, 64<<10)); err != nil {
+				return err
+			}
+			if resp.StatusCode != http.StatusOK {
+				return errFindings
+			}
+			return nil
+		},
+	}
+}

@@ -1,0 +1,105 @@
+package oktawatch
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/oktawatch/oktawatch/pkg/oktasim"
+	"github.com/oktawatch/oktawatch/pkg/svc"
+)
+
+// simConfig is the org of `oktawatch sim` and of `up --demo`, as people want to see one.
+func simConfig(c oktasim.Config) oktasim.Config {
+	if c.Rate == 0 {
+		c.Rate = 5
+	}
+	if c.ScenarioEvery == 0 {
+		c.ScenarioEvery = 5 * time.Second
+	}
+	if c.ScenarioPace == 0 {
+		c.ScenarioPace = 5
+	}
+	return c
+}
+
+func (t *tool) sim() *cobra.Command {
+	var c oktasim.Config
+	var list, quiet bool
+	cmd := &cobra.Command{
+		Use: "sim", Short: "Run a simulated Okta org", Args: cobra.NoArgs,
+		Long: `Runs a fake Okta org that speaks HTTP as Okta does: System Log, event hooks, users, devices, OAuth, rate limits. It lives: ordinary
+traffic and attack scenarios. Its control API is under /sim/ (GET /sim/truth, POST /sim/scenarios/NAME, POST /sim/faults, …).
+Settings not named by a flag come from the section sim of --config.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if list {
+				for _, s := range oktasim.Scenarios() {
+					fmt.Fprintf(t.out, "%-28s %s\n", s.Name, s.Doc)
+				}
+				return nil
+			}
+			settings, err := t.settings()
+			if err != nil {
+				return err
+			}
+			merged := settings.Sim
+			for name, set := range map[string]func(){
+				"listen": func() { merged.Listen = c.Listen }, "sim-dir": func() { merged.DataDir = c.DataDir }, "rate": func() { merged.Rate = c.Rate },
+				"users": func() { merged.Users = c.Users }, "seed": func() { merged.Seed = c.Seed }, "scenario-every": func() { merged.ScenarioEvery = c.ScenarioEvery },
+				"scenario": func() { merged.Scenarios = c.Scenarios },
+			} {
+				if t.flagsSet(name) {
+					set()
+				}
+			}
+			merged = simConfig(merged)
+			if merged.Listen == "" {
+				merged.Listen = "127.0.0.1:7070"
+			}
+			log, err := svc.NewLogger(settings.Common.Log, t.errs, "sim", svc.Version())
+			if err != nil {
+				return err
+			}
+			merged.Log = log
+			org, err := oktasim.New(merged)
+			if err != nil {
+				return err
+			}
+			g, ctx := errgroup.WithContext(cmd.Context())
+			g.Go(func() error { return org.Run(ctx) })
+			g.Go(func() error {
+				select {
+				case <-org.Ready():
+					if !quiet {
+						fmt.Fprintf(t.out, "simulated Okta org %s at %s\n", org.ID(), org.URL())
+					}
+				case <-ctx.Done():
+				}
+				return nil
+			})
+			return ended(ctx, g.Wait())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&c.Listen, "listen", "", "`address` to serve on (default 127.0.0.1:7070)")
+	f.StringVar(&c.DataDir, "sim-dir", "", "`directory` that keeps the org over restarts (default: memory)")
+	f.Float64Var(&c.Rate, "rate", 0, "ordinary events a `second` (default 5)")
+	f.IntVar(&c.Users, "users", 0, "users of the org (default 200)")
+	f.Uint64Var(&c.Seed, "seed", 0, "seed of the org's people (default 1)")
+	f.DurationVar(&c.ScenarioEvery, "scenario-every", 0, "play one scenario that often (default 5s)")
+	f.StringArrayVar(&c.Scenarios, "scenario", nil, "play only this scenario; may be repeated")
+	f.BoolVar(&list, "list", false, "list the scenarios and end")
+	f.BoolVarP(&quiet, "quiet", "q", false, "do not print the address")
+	return cmd
+}
+
+// ended tells a clean stop from an error.
+func ended(ctx context.Context, err error) error {
+	if ctx.Err() != nil && context.Cause(ctx) == context.Canceled && isCanceled(err) {
+		return nil
+	}
+	return err
+}

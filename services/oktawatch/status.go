@@ -1,0 +1,172 @@
+package oktawatch
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/oktawatch/oktawatch/pkg/bus"
+	"github.com/oktawatch/oktawatch/pkg/record"
+	"github.com/oktawatch/oktawatch/pkg/topics"
+)
+
+type statusReport struct {
+	Kafka   []string            `json:"kafka"`
+	Stages  []topics.StageState `json:"stages"`
+	Sources []sourceState       `json:"sources"`
+}
+
+type sourceState struct {
+	Source   string    `json:"source"`
+	Part     string    `json:"part"`
+	URL      string    `json:"url"`
+	TestOrg  bool      `json:"test_org"`
+	State    string    `json:"state"`
+	Alive    bool      `json:"alive"`
+	Seen     time.Time `json:"heartbeat_at"`
+	Events   int64     `json:"events"`
+	Through  time.Time `json:"through,omitzero"`
+	Message  string    `json:"message,omitempty"`
+	LastErr  string    `json:"last_error,omitempty"`
+	Warnings []string  `json:"warnings,omitempty"`
+}
+
+// heartbeatsMissed is how long a part may be silent before it counts as gone; it reports each 30 seconds.
+const heartbeatsMissed = 95 * time.Second
+
+func (t *tool) status() *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Short: "Show each stage: alive, lag, dead letters, last event (exit 1 when one is not alive)", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := t.connect()
+			if err != nil {
+				return err
+			}
+			return t.withBus(cmd.Context(), c, func(ctx context.Context, b *connected) error {
+				r := statusReport{Kafka: c.kafka.Brokers}
+				if r.Stages, err = topics.Stages(ctx, b.bus.Admin(), c.prefix); err != nil {
+					return err
+				}
+				if r.Sources, err = sources(ctx, b.bus); err != nil {
+					return err
+				}
+				if t.output == "json" {
+					err = t.json(r)
+				} else {
+					err = t.printStatus(r)
+				}
+				if err != nil {
+					return err
+				}
+				for _, s := range r.Stages {
+					if !s.Alive {
+						return errFindings
+					}
+				}
+				return nil
+			})
+		},
+	}
+}
+
+func sources(ctx context.Context, b *bus.Bus) ([]sourceState, error) {
+	ctx, stop := context.WithTimeout(ctx, 15*time.Second)
+	defer stop()
+	rows := map[string]sourceState{}
+	var mu sync.Mutex
+	var bad error
+	_, err := b.OpenTable(ctx, topics.SourceStatus, func(key string, value []byte) {
+		mu.Lock()
+		defer mu.Unlock()
+		if value == nil {
+			delete(rows, key)
+			return
+		}
+		s, err := bus.Decode[record.SourceStatus](ctx, b, bus.Message{Topic: topics.SourceStatus, Key: []byte(key), Value: value})
+		if err != nil {
+			bad = err
+			return
+		}
+		st := sourceState{
+			Source: s.SourceID, Part: s.Part, URL: s.URL, TestOrg: s.TestOrg, State: s.State, Seen: s.HeartbeatAt, Events: s.Events,
+			Message: s.Message, LastErr: s.LastError, Warnings: s.Warnings, Alive: time.Since(s.HeartbeatAt) < heartbeatsMissed,
+		}
+		if s.Through != nil {
+			st.Through = *s.Through
+		}
+		rows[key] = st
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	if err == nil {
+		err = bad
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read source status: %w", err)
+	}
+	out := make([]sourceState, 0, len(rows))
+	for _, s := range rows {
+		out = append(out, s)
+	}
+	slices.SortFunc(out, func(a, b sourceState) int { return strings.Compare(a.Source+"/"+a.Part, b.Source+"/"+b.Part) })
+	return out, nil
+}
+
+func (t *tool) printStatus(r statusReport) error {
+	w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "STAGE\tALIVE\tMEMBERS\tLAG\tDEAD LETTERS\tLAST EVENT")
+	for _, s := range r.Stages {
+		alive := "yes"
+		if !s.Alive {
+			alive = "NO"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%s\n", s.Stage, alive, s.Members, s.Lag, s.DeadLetters, ago(s.LastEvent))
+	}
+	if len(r.Sources) > 0 {
+		fmt.Fprintln(w, "\nSOURCE\tPART\tSTATE\tEVENTS\tCOMPLETE TO\tHEARTBEAT\tORG")
+	}
+	for _, s := range r.Sources {
+		state := s.State
+		if !s.Alive {
+			state = "GONE"
+		}
+		org := s.URL
+		if s.TestOrg {
+			org += " (test org)"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\n", s.Source, s.Part, state, s.Events, ago(s.Through), ago(s.Seen), org)
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, s := range r.Sources {
+		for _, m := range append(slices.Clone(s.Warnings), s.LastErr) {
+			if m != "" {
+				fmt.Fprintf(t.out, "%s/%s: %s\n", s.Source, s.Part, m)
+			}
+		}
+	}
+	return nil
+}
+
+func ago(at time.Time) string {
+	if at.IsZero() {
+		return "-"
+	}
+	d := time.Since(at)
+	switch {
+	case d < time.Second:
+		return "now"
+	case d < time.Minute:
+		return fmt.Sprintf("%d s ago", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%d min ago", int(d.Minutes()))
+	}
+	return at.UTC().Format("2006-01-02 15:04 UTC")
+}
