@@ -76,10 +76,10 @@ func (h *stageHealth) failed(err error) {
 	})
 }
 
-func (h *stageHealth) progressed() {
+func (h *stageHealth) progressed(failing int) {
 	h.set(func(s *StageHealth) {
-		s.LastProgress = time.Now()
-		if s.Retrying == 0 {
+		s.LastProgress, s.Retrying = time.Now(), failing
+		if failing == 0 {
 			s.LastError = ""
 		}
 	})

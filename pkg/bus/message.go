@@ -65,6 +65,19 @@ func Decode[R any, P interface {
 	return r, nil
 }
 
+// Payload is a message's value without its frame, in our own schema of that name: what a view reads. Nothing is copied when the writer
+// had the same schema. Its errors are classed as Decode's are.
+func (b *Bus) Payload(ctx context.Context, m Message, name string) ([]byte, error) {
+	if b.deps.Serde == nil {
+		return nil, fmt.Errorf("decode %s: the bus has no Serde", m)
+	}
+	payload, _, err := b.deps.Serde.Payload(ctx, m.Value, name)
+	if err != nil {
+		return nil, fmt.Errorf("decode %s of %s: %w", name, m, decodeClass(err))
+	}
+	return payload, nil
+}
+
 // message gives a fetched record its row. A redriven one gets back the place that its dead letter headers tell.
 func (b *Bus) message(r *kgo.Record, redrive string) Message {
 	m := Message{

@@ -308,19 +308,27 @@ func (s *session) adopt(now time.Time) []*unit {
 		s.cl.ResumeFetchPartitions(resume)
 	}
 	owned := make([]int32, len(ready))
-	retrying := 0
 	for i, u := range ready {
 		owned[i] = u.n
-		if u.tries > 0 {
-			retrying++
-		}
 	}
+	retrying := s.failing()
 	alive := s.inited && s.fatal == nil
 	s.h.set(func(h *StageHealth) {
 		h.Alive, h.Partitions, h.Restoring, h.Retrying = alive, owned, restoring, retrying
 	})
 	s.b.m.partitions.With(s.label).Set(float64(len(owned)))
 	return ready
+}
+
+// failing counts the units whose next record or Tick fails and is tried again. Under mu, by the loop.
+func (s *session) failing() int {
+	n := 0
+	for _, u := range s.units {
+		if u.ready && (u.tries > 0 || u.tickFail > 0) {
+			n++
+		}
+	}
+	return n
 }
 
 // owned says whether the unit is still this member's.
@@ -863,6 +871,7 @@ func (s *session) committed(turns []turn, written int, offsets map[string]map[in
 			}
 		}
 	}
+	failing := s.failing()
 	s.mu.Unlock()
 	if dead > 0 {
 		s.b.m.dead.With(s.label).Add(float64(dead))
@@ -876,7 +885,7 @@ func (s *session) committed(turns []turn, written int, offsets map[string]map[in
 	if !newest.IsZero() {
 		s.b.m.sinceEvent.With(s.label).Set(float64(newest.UnixMilli()) / 1000)
 	}
-	s.h.progressed()
+	s.h.progressed(failing)
 }
 
 // refused deals with a record the broker finds too large, although its row does not: what it was made from becomes a dead letter, and
@@ -1056,7 +1065,7 @@ func (s *session) tell(ctx context.Context, now time.Time) error {
 		return nil
 	}
 	s.told, s.toldOnce, s.tellTries = changes, true, 0
-	s.h.progressed()
+	s.h.progressed(0)
 	return nil
 }
 

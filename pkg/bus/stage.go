@@ -19,7 +19,7 @@ import (
 
 // Handler serves a stage without memory. It is called for one record after the other; what it emits is committed with the record. A
 // Permanent error or a panic makes the record a dead letter and drops what was emitted for it; any other error has it tried again,
-// in its turn, until it works.
+// in its turn, until it works. One stage never calls it from two goroutines at once.
 type Handler func(ctx context.Context, m Message, out *Emit) error
 
 // Task serves a stage with memory: one task per partition number of the group, fed by that partition of each of its topics. Its
