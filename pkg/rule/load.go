@@ -17,10 +17,21 @@ import (
 // Source is a folder of rules. Below it, lib/ holds shared expressions, lists/ lists, overlays/ overlays, testdata/
 // test data; every other .yaml file is a rule, but for pack.yaml, which describes its folder.
 type Source struct {
-	Name string // goes before file names in problems
-	FS   fs.FS
-	Site bool // the user's own: rules replace those of earlier sources, lists add to theirs
+	Name  string // goes before file names in problems
+	FS    fs.FS
+	Site  bool // the user's own: rules replace those of earlier sources, lists add to theirs
+	Holds Holds
 }
+
+// Holds says what the files of a source are.
+type Holds uint8
+
+// The sorts of sources.
+const (
+	HoldsRules    Holds = iota // as the folders say
+	HoldsLists                 // lists only
+	HoldsOverlays              // overlays only
+)
 
 // Pack is a folder of rules that people switch on and off as one.
 type Pack struct {
@@ -164,14 +175,21 @@ const (
 	otherFile
 )
 
-func kindOfFile(p string) fileKind {
+func kindOfFile(p string, h Holds) fileKind {
 	dirs := strings.Split(path.Dir(p), "/")
+	isYAML := path.Ext(p) == ".yaml" || path.Ext(p) == ".yml"
 	switch {
+	case h == HoldsLists && (isYAML || path.Ext(p) == ".txt" || path.Ext(p) == ".csv"):
+		return listFile
+	case h == HoldsOverlays && isYAML:
+		return overlayFile
+	case h != HoldsRules:
+		return otherFile
 	case slices.Contains(dirs, "testdata"):
 		return otherFile
 	case slices.Contains(dirs, "lists"):
 		return listFile
-	case path.Ext(p) != ".yaml" && path.Ext(p) != ".yml":
+	case !isYAML:
 		return otherFile
 	case slices.Contains(dirs, "lib"):
 		return libFile
@@ -205,7 +223,7 @@ func (l *Loader) read(i int, s Source, problems *[]Problem) []sourceFile {
 			}
 			return nil
 		}
-		kind := kindOfFile(p)
+		kind := kindOfFile(p, s.Holds)
 		if d.IsDir() || kind == otherFile {
 			return nil
 		}
@@ -228,7 +246,7 @@ func (l *Loader) read(i int, s Source, problems *[]Problem) []sourceFile {
 		out = nil
 		for _, name := range slices.Sorted(maps.Keys(l.files)) {
 			if p, ok := strings.CutPrefix(name, s.Name+"/"); ok {
-				out = append(out, sourceFile{i, name, p, kindOfFile(p), s.Site, l.files[name]})
+				out = append(out, sourceFile{i, name, p, kindOfFile(p, s.Holds), s.Site, l.files[name]})
 			}
 		}
 	}

@@ -1,0 +1,197 @@
+// Package detect judges System Log records by rules and writes detections. It owns which rules are in force: the pack of
+// the binary, the site's folders, read again when they change, a refused file by its last good version. What a rule means
+// is pkg/rule, how it judges pkg/engine; both know nothing of Kafka, and this package knows nothing of either's insides.
+package detect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/oktawatch/oktawatch/pkg/bus"
+	"github.com/oktawatch/oktawatch/pkg/engine"
+	"github.com/oktawatch/oktawatch/pkg/metrics"
+	"github.com/oktawatch/oktawatch/pkg/record"
+	"github.com/oktawatch/oktawatch/pkg/rule"
+	"github.com/oktawatch/oktawatch/pkg/topics"
+)
+
+// Config is the section detect of the configuration.
+type Config struct {
+	RulesDir    string        `yaml:"rules_dir"`    // empty: the pack of the binary alone; a rule here replaces the pack's of the same id
+	ListsDir    string        `yaml:"lists_dir"`    // empty: none beside lists/ of rules_dir; a list here adds to the pack's of the same name
+	OverlaysDir string        `yaml:"overlays_dir"` // empty: none beside overlays/ of rules_dir; changes to rules one does not own
+	Rules       Rules         `yaml:"rules"`        //
+	Reload      time.Duration `yaml:"reload"`       // zero: 1s; how often the folders are looked at
+}
+
+// Rules says which rules there are.
+type Rules struct {
+	Builtin *bool `yaml:"builtin"` // absent: true; false leaves the pack of the binary out
+}
+
+// Deps are what the service works with.
+type Deps struct {
+	Log     *slog.Logger // nil: discards
+	Bus     *bus.Bus
+	Metrics *metrics.Set // nil: discards
+	Pack    fs.FS        // the rules of the binary
+}
+
+// Service is a detect process's work.
+type Service struct {
+	cfg     Config
+	bus     *bus.Bus
+	log     *slog.Logger
+	m       instruments
+	pack    fs.FS
+	loader  *rule.Loader
+	current atomic.Pointer[generation]
+
+	mu   sync.Mutex
+	free []*worker // of the current generation
+}
+
+// generation is the rules in force at one time.
+type generation struct {
+	set      *rule.Set
+	problems []rule.Problem
+}
+
+// worker judges one message at a time.
+type worker struct {
+	gen     *generation
+	matcher *engine.Matcher
+	view    record.SystemLogView
+}
+
+const defaultReload = time.Second
+
+// New checks the configuration. It touches neither network nor disk.
+func New(cfg Config, deps Deps) (*Service, error) {
+	if deps.Bus == nil {
+		return nil, errors.New("detect: no bus")
+	}
+	builtin := cfg.Rules.Builtin == nil || *cfg.Rules.Builtin
+	switch {
+	case cfg.Reload < 0:
+		return nil, fmt.Errorf("detect.reload: %v is less than zero: leave it out, or write a duration such as 1s", cfg.Reload)
+	case !builtin && cfg.RulesDir == "":
+		return nil, errors.New("detect.rules.builtin is false and detect.rules_dir is empty: there would be no rule; set rules_dir, or leave builtin out")
+	case builtin && deps.Pack == nil:
+		return nil, errors.New("detect: no pack of rules")
+	}
+	if cfg.Reload == 0 {
+		cfg.Reload = defaultReload
+	}
+	if deps.Log == nil {
+		deps.Log = slog.New(slog.DiscardHandler)
+	}
+	loader, err := rule.NewLoader()
+	if err != nil {
+		return nil, err
+	}
+	s := &Service{cfg: cfg, bus: deps.Bus, log: deps.Log, m: newInstruments(deps.Metrics), loader: loader}
+	if builtin {
+		s.pack = deps.Pack
+	}
+	return s, nil
+}
+
+// Ready says why the service does not judge as its folders say: no rules read yet, or files that were refused.
+func (s *Service) Ready(context.Context) error {
+	gen := s.current.Load()
+	if gen == nil {
+		return errors.New("the rules were not read yet")
+	}
+	if n := len(gen.problems); n > 0 {
+		return fmt.Errorf("%d problems in rule files, the last good versions are in force; first: %s", n, gen.problems[0])
+	}
+	return nil
+}
+
+// Rules are the rules in force; nil before Run has read them.
+func (s *Service) Rules() *rule.Set {
+	if gen := s.current.Load(); gen != nil {
+		return gen.set
+	}
+	return nil
+}
+
+// Run judges until ctx ends.
+func (s *Service) Run(ctx context.Context) error {
+	if err := s.load(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var watching sync.WaitGroup
+	watching.Go(func() { s.watch(ctx) })
+	err := s.bus.RunHandler(ctx, topics.DetectMatch, s.judge)
+	cancel()
+	watching.Wait()
+	return err
+}
+
+// judge writes the detections of one record.
+func (s *Service) judge(ctx context.Context, m bus.Message, out *bus.Emit) error {
+	w := s.take()
+	defer s.give(w)
+	bytes, err := open(ctx, s.bus, m)
+	if err != nil {
+		return err
+	}
+	if err := w.view.Reset(bytes); err != nil {
+		return bus.Permanent(err)
+	}
+	s.m.events.Inc()
+	for _, d := range w.matcher.Match(&w.view, engine.Place{Topic: m.Topic.Name, Partition: m.Partition, Offset: m.Offset}) {
+		if err := out.Put(topics.Detections, d.Fingerprint, d); err != nil {
+			return fmt.Errorf("write detection of rule %s: %w", d.RuleID, err)
+		}
+		s.m.detections.With(d.RuleID, d.Mode).Inc()
+	}
+	// Sections are read as rules ask for them: what was broken in them shows now.
+	return bus.Permanent(w.view.Err())
+}
+
+// take hands out a worker of the rules in force.
+func (s *Service) take() *worker {
+	gen := s.current.Load()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.free) > 0 {
+		w := s.free[len(s.free)-1]
+		s.free = s.free[:len(s.free)-1]
+		if w.gen == gen {
+			return w
+		}
+	}
+	return &worker{gen: gen, matcher: engine.NewMatcher(gen.set, engine.WithObserver(s))}
+}
+
+func (s *Service) give(w *worker) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.free = append(s.free, w)
+}
+
+// Excepted implements engine.Observer.
+func (s *Service) Excepted(ruleID, exception string) { s.m.exceptions.With(ruleID, exception).Inc() }
+
+// Failed implements engine.Observer: the log has the first failure of each expression until the rules change.
+func (s *Service) Failed(err error) {
+	var ev *rule.EvalError
+	if !errors.As(err, &ev) {
+		return
+	}
+	s.m.failures.With(ev.Rule).Inc()
+	if s.m.first(ev.Rule + "\x00" + ev.What) {
+		s.log.Warn("an expression failed and counts as false", "rule", ev.Rule, "expression", ev.What, "error", ev.Err)
+	}
+}
