@@ -45,7 +45,16 @@ type Broker struct {
 // Option changes what Start starts.
 type Option func(*config)
 
-type config struct{ partitions int32 }
+type config struct {
+	partitions int32
+	inProcess  bool
+	kfake      []kfake.Opt
+}
+
+// InProcess is for faults that only a broker of our own can be made to have: kfake also where KAFKA_SEEDS is set, with these options.
+func InProcess(opts ...kfake.Opt) Option {
+	return func(c *config) { c.inProcess, c.kfake = true, opts }
+}
 
 // Partitions sets the topics' partition count; topics.EmbeddedPartitions otherwise.
 func Partitions(n int32) Option { return func(c *config) { c.partitions = n } }
@@ -64,14 +73,14 @@ func StartWith(t testing.TB, opts []Option, ts ...topics.Topic) *Broker {
 		o(&c)
 	}
 	b := &Broker{Prefix: "t" + strconv.FormatUint(rand.Uint64()>>20, 36) + ".", Replication: 1, partitions: c.partitions}
-	if seeds := os.Getenv("KAFKA_SEEDS"); seeds != "" {
+	if seeds := os.Getenv("KAFKA_SEEDS"); seeds != "" && !c.inProcess {
 		b.Seeds, b.Real = strings.Split(seeds, ","), true
 		if os.Getenv("KAFKA_BROKERS_REPLICATED") != "" || len(b.Seeds) >= 3 {
 			b.Replication = 3
 		}
 		b.RegistryURL = os.Getenv("SCHEMA_REGISTRY_URL")
 	} else {
-		cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.DefaultNumPartitions(int(c.partitions)))
+		cluster, err := kfake.NewCluster(append([]kfake.Opt{kfake.NumBrokers(1), kfake.DefaultNumPartitions(int(c.partitions))}, c.kfake...)...)
 		if err != nil {
 			t.Fatalf("start kfake: %v", err)
 		}
