@@ -74,8 +74,8 @@ func hashText(parts ...string) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// detection joins a detection to its alert.
-func (t *task) detection(ctx context.Context, m bus.Message, out *bus.Emit) (string, error) {
+// read decodes a detection and joins it to its alert.
+func (t *task) read(ctx context.Context, m bus.Message, out writer) (string, error) {
 	d, err := bus.Decode[record.Detection](ctx, t.s.bus, m)
 	if err != nil {
 		if !errors.Is(err, record.ErrUnreadable) {
@@ -88,30 +88,35 @@ func (t *task) detection(ctx context.Context, m bus.Message, out *bus.Emit) (str
 		out.DeadLetter(m, "no_identity", errors.New("a detection without id or fingerprint"))
 		return "unreadable", nil
 	}
+	return t.detection(d), nil
+}
+
+// detection joins a detection to its alert, if it is for people.
+func (t *task) detection(d *record.Detection) string {
 	if d.Lane == "" {
 		d.Lane = liveLane
 	}
 	if d.Lane != liveLane {
 		if !t.s.cfg.Backfill {
-			return "other_lane", nil
+			return "other_lane"
 		}
 		if _, ok := t.held.Get(heldOf(liveLane, d.ID)); ok {
-			return "known_from_live", nil
+			return "known_from_live"
 		}
 	}
 	k := heldOf(d.Lane, d.ID)
 	known, ok := t.held.Get(k)
 	switch {
 	case ok && d.Update <= known.Update:
-		return "repeated", nil
+		return "repeated"
 	case ok:
-		return t.update(k, known, d), nil
+		return t.update(k, known, d)
 	case d.Mode != modeAlert && d.Mode != "" && (!isHealth(d.Kind) || d.Mode == modeShadow):
-		return "not_for_people", nil
+		return "not_for_people"
 	case d.Withdrawn:
-		return "withdrawn_unseen", nil
+		return "withdrawn_unseen"
 	}
-	return t.join(k, d), nil
+	return t.join(k, d)
 }
 
 // join takes a detection at its first update: into the open alert of its fingerprint, or into a new one.
@@ -312,7 +317,7 @@ func (t *task) close(a *alertState, at time.Time, by, reason, comment string) {
 }
 
 // command does what a person asks of an alert.
-func (t *task) command(ctx context.Context, m bus.Message, out *bus.Emit) (command, result string, err error) {
+func (t *task) command(ctx context.Context, m bus.Message, out writer) (command, result string, err error) {
 	c, err := bus.Decode[record.AlertCommand](ctx, t.s.bus, m)
 	if err != nil {
 		if !errors.Is(err, record.ErrUnreadable) {
@@ -370,7 +375,7 @@ func (t *task) command(ctx context.Context, m bus.Message, out *bus.Emit) (comma
 }
 
 // write puts an alert's state on its topic. One that would not fit is shown with fewer detections, then shorter sets.
-func (t *task) write(a *alertState, out *bus.Emit) error {
+func (t *task) write(a *alertState, out writer) error {
 	r := a.Alert
 	r.UpdatedAt = t.s.now()
 	r.TestOrg = t.s.isTest(r.Org)

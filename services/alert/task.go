@@ -208,6 +208,13 @@ func setDelivery(a *alertState, d record.AlertDelivery) {
 	a.Alert.Deliveries = list
 }
 
+// writer is what the task needs of bus.Emit.
+type writer interface {
+	Put(t topics.Topic, key string, r record.Record, opts ...bus.PutOption) error
+	State(key, value []byte)
+	DeadLetter(m bus.Message, class string, err error)
+}
+
 func (t *task) Process(ctx context.Context, batch []bus.Message, out *bus.Emit) error {
 	t.begin(ctx)
 	for _, m := range batch {
@@ -219,7 +226,7 @@ func (t *task) Process(ctx context.Context, batch []bus.Message, out *bus.Emit) 
 			}
 			t.s.m.commands.With(command, result).Inc()
 		default:
-			result, err := t.detection(ctx, m, out)
+			result, err := t.read(ctx, m, out)
 			if err != nil {
 				return err
 			}
@@ -232,6 +239,10 @@ func (t *task) Process(ctx context.Context, batch []bus.Message, out *bus.Emit) 
 // Tick takes in what became of deliveries, forgets what is old and starts what is due.
 func (t *task) Tick(ctx context.Context, now time.Time, out *bus.Emit) error {
 	t.begin(ctx)
+	return t.tick(now, out)
+}
+
+func (t *task) tick(now time.Time, out writer) error {
 	t.settled = t.mail.take()
 	for _, o := range t.settled {
 		t.settle(o)
@@ -405,7 +416,7 @@ func (t *task) bound() {
 }
 
 // flush writes the transaction's alerts and changelog.
-func (t *task) flush(out *bus.Emit) error {
+func (t *task) flush(out writer) error {
 	for _, id := range t.touched {
 		a := t.dirty[id]
 		if a == nil {
