@@ -59,8 +59,8 @@ type hookState struct {
 	started  bool
 	st       record.SourceStatus
 	warn     warnings
-	news     chan struct{}
-	reassert chan struct{}
+	news     chan struct{} // the status should be written now
+	reassert chan struct{} // Okta should be told the secret
 }
 
 func (s *Service) openHooks(ctx context.Context) (*hooks, error) {
@@ -141,8 +141,9 @@ func (h *hooks) set(running map[string]*source) {
 		}
 		by[id] = src
 		if !src.hook.started {
-			src.hook = hookState{started: true, st: src.status(h.part()), news: make(chan struct{}, 1), reassert: make(chan struct{}, 1)}
-			src.hook.st.HookURL, src.hook.st.HookState, src.hook.st.State = h.url(id), "none", "running"
+			st := src.status(h.part())
+			st.HookURL, st.HookState, st.State = h.url(id), "none", "running"
+			src.hookNote(func(s *hookState) { s.started, s.st = true, st })
 			src.wg.Go(func() { h.report(src.ctx, src) })
 			if !h.s.cfg.Hook.Manual && src.want.Auth != nil {
 				src.wg.Go(func() { (&life{h: h, src: src, log: h.log.With("source", id, "part", h.part())}).run(src.ctx) })
@@ -217,6 +218,7 @@ func (h *hooks) handle(w http.ResponseWriter, r *http.Request, src *source, bega
 	}
 	if !h.s.rightSecret(r.Header.Values(h.s.cfg.Hook.Header)) {
 		start, _ := io.ReadAll(io.LimitReader(r.Body, glance))
+		hearOut(r.Body)
 		h.unauthorized(ctx, src, claimsOkta(start))
 		return http.StatusUnauthorized
 	}
@@ -234,6 +236,7 @@ func (h *hooks) handle(w http.ResponseWriter, r *http.Request, src *source, bega
 	}
 	defer h.mem.Release(size + 1)
 	if r.ContentLength > maxHookBody {
+		hearOut(r.Body)
 		h.tooLarge(ctx, src, r.ContentLength)
 		return http.StatusRequestEntityTooLarge
 	}
@@ -242,6 +245,7 @@ func (h *hooks) handle(w http.ResponseWriter, r *http.Request, src *source, bega
 	case err != nil:
 		return http.StatusServiceUnavailable // cut off: Okta sends it again
 	case len(body) > maxHookBody:
+		hearOut(r.Body)
 		h.tooLarge(ctx, src, int64(len(body)))
 		return http.StatusRequestEntityTooLarge
 	}
@@ -254,6 +258,9 @@ func (h *hooks) handle(w http.ResponseWriter, r *http.Request, src *source, bega
 	src.trouble("hook", nil)
 	return http.StatusOK
 }
+
+// hearOut lets a sender end, within bounds, who would else see a broken connection in place of our answer.
+func hearOut(body io.Reader) { _, _ = io.CopyN(io.Discard, body, 4*maxHookBody) }
 
 // take writes a delivery and returns when all of it is acknowledged.
 func (h *hooks) take(ctx context.Context, src *source, body []byte, received time.Time) error {
@@ -378,7 +385,7 @@ func (h *hooks) raise(ctx context.Context, src *source, f finding, detail string
 		return
 	}
 	h.s.m.findings.With(src.id, f.name).Inc()
-	h.log.Warn(f.title, "source", src.id, "finding", f.name, "detail", detail)
+	h.log.Warn("finding raised", "source", src.id, "finding", f.name, "title", f.title, "detail", detail)
 	src.hookNote(func(s *hookState) { s.warn.add(now, f.warning(now, detail)) })
 	src.hookNews()
 }

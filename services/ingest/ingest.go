@@ -175,6 +175,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 		return nil, fmt.Errorf("ingest.hook: %w", err)
 	}
 	s.sources = newSources(s)
+	deps.Ready("sources", s.sources.ready)
 	return s, nil
 }
 

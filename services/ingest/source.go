@@ -188,8 +188,8 @@ func (s secrets) read(ref string) (string, error) {
 			if err != nil {
 				return nil, err
 			}
-			defer root.Close()
-			return root.ReadFile(rel)
+			b, err := root.ReadFile(rel)
+			return b, errors.Join(err, root.Close())
 		})
 	}
 	if kind == "env" {

@@ -67,7 +67,6 @@ func (x *sources) resume(id string) bool {
 }
 
 func (x *sources) run(ctx context.Context) error {
-	x.s.deps.Ready("sources", x.ready)
 	g, ctx := errgroup.WithContext(ctx)
 	if x.s.has(roleHook) {
 		if err := x.s.hookSecrets(); err != nil {
@@ -151,7 +150,7 @@ func (x *sources) try(ctx context.Context, what string, do func(ctx context.Cont
 		x.setErr(err)
 		if err.Error() != last {
 			last = err.Error()
-			x.log.Warn(what+": trying again", "error", last)
+			x.log.Warn("waiting for kafka; trying again", "attempt", what, "error", last)
 		}
 		if err := sleep(ctx, jitter(wait)); err != nil {
 			return err
@@ -476,7 +475,6 @@ type source struct {
 	id     string
 	want   *record.Source
 	client *org
-	began  time.Time
 	rate   rate // of the poller alone
 
 	ctx    context.Context //nolint:containedctx // lives as long as the source
@@ -512,7 +510,8 @@ func (s *Service) newSource(ctx context.Context, want *record.Source) (*source, 
 	if test && (own == nil || own.URL != base.String()) {
 		return nil, fmt.Errorf("%s is a loopback address: a test org has to stand in this instance's own configuration", want.URL)
 	}
-	src := &source{s: s, id: want.ID, want: want, began: time.Now(), gotOrg: make(chan struct{}), orgErr: errUnknownYet, troubles: map[string]error{}}
+	src := &source{s: s, id: want.ID, want: want, gotOrg: make(chan struct{}), orgErr: errUnknownYet, troubles: map[string]error{}}
+	src.hook.news, src.hook.reassert = make(chan struct{}, 1), make(chan struct{}, 1)
 	if src.client, err = newOrg(ctx, base, own != nil && own.URL == base.String(), src.token); err != nil {
 		return nil, err
 	}
@@ -549,6 +548,7 @@ func (src *source) setOrg(id string) {
 		close(src.gotOrg)
 	}
 	src.orgID, src.orgErr = id, nil
+	src.hookNews()
 }
 
 func (src *source) org() (string, error) {
