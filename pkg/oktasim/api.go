@@ -1,9 +1,9 @@
 package oktasim
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -159,11 +159,11 @@ func (o *Org) guard(w http.ResponseWriter, r *http.Request, rt route) {
 	hit := func(kind string) (Fault, bool) {
 		return o.faults.strike(now, func(f *Fault) bool { return f.Kind == kind && strings.HasPrefix(r.URL.Path, f.Path) })
 	}
-	if f, ok := hit(FaultLatency); ok && !sleep(o.until(r), f.Delay) {
+	if f, ok := hit(FaultLatency); ok && !sleep(r.Context(), f.Delay) {
 		return
 	}
 	if _, ok := hit(FaultHang); ok {
-		<-o.until(r).Done()
+		<-r.Context().Done() // the caller's end, or the org's: its server's requests live in its context
 		return
 	}
 	if f, ok := hit(FaultRateLimit); ok {
@@ -211,12 +211,6 @@ func (o *Org) guard(w http.ResponseWriter, r *http.Request, rt route) {
 	if err := rt.serve(w, r); err != nil {
 		o.fail(w, err)
 	}
-}
-
-// until is the request's context, ended too when the org stops.
-func (o *Org) until(r *http.Request) context.Context {
-	// The server's base context is the org's, so a request ends with it; under Handler alone it ends with the caller.
-	return r.Context()
 }
 
 // cutter holds a body back and then breaks off in its middle.
@@ -268,12 +262,8 @@ type allowance struct {
 
 func (l *limiter) init(cfg Config) {
 	l.limits = map[string]int{}
-	for k, v := range defaultLimits {
-		l.limits[k] = v
-	}
-	for k, v := range cfg.Limits {
-		l.limits[k] = v
-	}
+	maps.Copy(l.limits, defaultLimits)
+	maps.Copy(l.limits, cfg.Limits)
 	l.share, l.windows = cfg.Share, map[string]*window{}
 }
 

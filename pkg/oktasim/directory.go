@@ -1,6 +1,7 @@
 package oktasim
 
 import (
+	"maps"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -113,9 +114,7 @@ func pageLinks(w http.ResponseWriter, r *http.Request, last int, more bool) {
 	w.Header().Add("Link", "<"+base(r)+r.URL.RequestURI()+`>; rel="self"`)
 	if more {
 		v := url.Values{}
-		for k, x := range r.URL.Query() {
-			v[k] = x
-		}
+		maps.Copy(v, r.URL.Query())
 		v.Set("after", strconv.Itoa(last))
 		w.Header().Add("Link", "<"+base(r)+r.URL.Path+"?"+v.Encode()+`>; rel="next"`)
 	}

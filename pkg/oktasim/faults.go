@@ -114,6 +114,7 @@ func (o *Org) Inject(f Fault) error {
 		o.faults.r = rand.New(rand.NewPCG(o.cfg.Seed, 0xfa17))
 	}
 	o.faults.list = append(o.faults.list, &f)
+	o.log.Info("fault injected", "kind", f.Kind, "path", f.Path, "count", f.Count, "for", f.For)
 	return nil
 }
 

@@ -495,7 +495,7 @@ func (o *Org) challenge(r *http.Request, k *hook, challenge string) (retry bool,
 	if err != nil {
 		return true, errors.New("the endpoint did not answer")
 	}
-	defer res.Body.Close() //nolint:errcheck // only read
+	defer res.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(res.Body, 64<<10))
 	if err != nil {
 		return true, errors.New("the endpoint did not answer whole")

@@ -94,7 +94,6 @@ type Org struct {
 	flights atomic.Int64
 	ready   chan struct{}
 	addr    atomic.Value // string
-	stop    atomic.Pointer[context.Context]
 }
 
 // New checks the config and builds the org; the data directory is opened by Run.
@@ -233,8 +232,11 @@ func (o *Org) Run(ctx context.Context) error {
 		return errors.Join(fmt.Errorf("open simulated org: %w", err), o.store.close())
 	}
 	if o.cfg.DataDir != "" {
+		o.store.mu.RLock()
+		before := o.store.entries.next
+		o.store.mu.RUnlock()
 		o.genMu.Lock()
-		o.traffic.forge = o.newForge(o.now(), o.store.entries.next)
+		o.traffic.forge = o.newForge(o.now(), before)
 		o.genMu.Unlock()
 		if err := o.hooks.load(o.cfg.DataDir); err != nil {
 			return errors.Join(fmt.Errorf("open simulated org: %w", err), o.store.close())
@@ -246,7 +248,6 @@ func (o *Org) Run(ctx context.Context) error {
 
 func (o *Org) live(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	o.stop.Store(&ctx)
 	if l, err := o.listen(ctx); err != nil {
 		return err
 	} else if l != nil {
@@ -268,6 +269,7 @@ func (o *Org) live(ctx context.Context) error {
 			return nil
 		})
 	}
+	o.log.Info("simulated org lives", "url", o.URL(), "org", o.company.orgID, "users", o.cfg.Users, "rate", o.cfg.Rate, "events", o.Truth().Summary().Emitted)
 	close(o.ready)
 	g.Go(func() error { return o.live1(ctx, o.tick) })
 	g.Go(func() error { return o.live1(ctx, o.ripen) })

@@ -334,6 +334,9 @@ func scenarioNames() string {
 	return strings.Join(names, ", ")
 }
 
+// maxPlays is how many scenarios go on at once.
+const maxPlays = 256
+
 // play is a performance asked for, to be run in the background.
 type play struct {
 	name string
@@ -381,13 +384,18 @@ func (o *Org) perform(ctx context.Context) error {
 		}
 	}()
 	for {
+		plays := o.plays
+		if n >= maxPlays {
+			plays = nil // they wait, then are refused
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-done:
 			n--
-		case p := <-o.plays:
+		case p := <-plays:
 			n++
+			o.log.Info("scenario begins", "scenario", p.name, "pace", p.pace)
 			go func() {
 				if _, err := o.Play(ctx, p.name, p.pace); err != nil && ctx.Err() == nil {
 					o.log.Warn("scenario broke off", "scenario", p.name, "error", err)
@@ -420,8 +428,7 @@ func (o *Org) takeTurns(ctx context.Context) error {
 		}
 		select {
 		case o.plays <- play{names[i%len(names)], o.cfg.ScenarioPace}:
-		case <-ctx.Done():
-			return nil
+		default: // too many go on; this turn is missed
 		}
 	}
 }

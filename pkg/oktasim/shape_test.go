@@ -107,7 +107,7 @@ func TestEventsLookLikeOktas(t *testing.T) {
 			}
 		}
 		if _, ok := catalogue[e.EventType]; !ok {
-			t.Errorf("%s is not in the catalogue", e.EventType)
+			t.Errorf("%s is not in Okta's list", e.EventType)
 		}
 		if !uuid.MatchString(e.UUID) || v["uuid"] != e.UUID || seen[e.UUID] {
 			t.Fatalf("uuid %s of %s is bad or was used before", e.UUID, v["uuid"])
@@ -147,7 +147,7 @@ func BenchmarkBurst(b *testing.B) {
 			if err := org.store.open(""); err != nil {
 				b.Fatal(err)
 			}
-			defer org.store.close() //nolint:errcheck // a benchmark
+			defer org.store.close()
 			b.ReportAllocs()
 			b.ResetTimer()
 			if err := org.Burst(b.N); err != nil {
@@ -168,7 +168,7 @@ func BenchmarkPollPage(b *testing.B) {
 			if err := org.store.open(""); err != nil {
 				b.Fatal(err)
 			}
-			defer org.store.close() //nolint:errcheck // a benchmark
+			defer org.store.close()
 			if err := org.Burst(20_000); err != nil {
 				b.Fatal(err)
 			}
