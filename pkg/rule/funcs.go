@@ -218,7 +218,7 @@ func functions(re *patterns) []Function {
 		{
 			Signature: "s.jsonValue(string path) -> string", name: "jsonValue",
 			Doc:      "First value at a path such as a.b.0.* of JSON text; JSON inside strings is opened on the way; no JSON: \"\".",
-			Examples: []Example{{`'{"a":"{\"b\":[1,2]}"}'.jsonValue("a.b.1")`, `"2"`}, {`"no json".jsonValue("a")`, `""`}},
+			Examples: []Example{{`r'{"a":"{\"b\":[1,2]}"}'.jsonValue("a.b.1")`, `"2"`}, {`"no json".jsonValue("a")`, `""`}},
 			opt: member("jsonValue", "string_json_value", []*cel.Type{str, str}, str, binary(func(a, b ref.Val) ref.Val {
 				if vs := jsonValues(text(a), text(b)); len(vs) > 0 {
 					return types.String(vs[0])

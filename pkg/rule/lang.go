@@ -302,7 +302,7 @@ func (sizes) EstimateSize(n checker.AstNode) *checker.SizeEstimate {
 	switch n.Type().Kind() {
 	case types.ListKind, types.MapKind:
 		return &checker.SizeEstimate{Max: estimatedList}
-	case types.StringKind, types.BytesKind:
+	case types.StringKind, types.BytesKind, types.StructKind:
 		return &checker.SizeEstimate{Max: estimatedText}
 	}
 	return nil

@@ -176,8 +176,12 @@ func ParseList(file string, src []byte) (*List, []Problem) {
 				break
 			}
 			if err != nil {
-				line, _ := rows.FieldPos(0)
-				d.problems = append(d.problems, Problem{file, max(line, 1), 1, checkList, fmt.Sprintf("not CSV: %v", err)})
+				line, col := 1, 1
+				var at *csv.ParseError
+				if errors.As(err, &at) {
+					line, col = at.StartLine, max(at.Column, 1)
+				}
+				d.problems = append(d.problems, Problem{file, line, col, checkList, fmt.Sprintf("not CSV: %v", err)})
 				return nil, d.problems
 			}
 			e := listEntry{value: strings.TrimSpace(row[col]), columns: map[string]string{}}

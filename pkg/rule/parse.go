@@ -751,3 +751,12 @@ func closingBrace(s string, i int) int {
 	}
 	return -1
 }
+
+// Document reads a YAML file of the language as plain values: map[string]any, []any, string, int64, float64, bool, nil.
+func Document(file string, src []byte) (any, []Problem) {
+	d, root := parseYAML(file, src)
+	if root == nil {
+		return nil, d.problems
+	}
+	return d.plain(root), d.problems
+}

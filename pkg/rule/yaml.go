@@ -310,10 +310,36 @@ func (d *document) text(n yamlast.Node, what string) (string, bool) {
 		return n.Value.Value, true
 	case *yamlast.IntegerNode, *yamlast.FloatNode, *yamlast.BoolNode:
 		d.add(d.nodeOffset(n), checkType, "%s is %s to YAML: put it in quotes", what, kindOf(n))
+	case *yamlast.MappingNode, *yamlast.MappingValueNode:
+		if s, ok := d.colonText(n); ok {
+			return s, true
+		}
+		d.add(d.nodeOffset(n), checkType, "%s is a map: write a text", what)
 	default:
 		d.add(d.nodeOffset(n), checkType, "%s is %s: write a text", what, kindOf(n))
 	}
 	return "", false
+}
+
+// colonText mends what the parser does to [pack:name] inside { }: without a blank behind the colon it is a text to
+// YAML, but the parser makes a map of it.
+func (d *document) colonText(n yamlast.Node) (string, bool) {
+	if m, ok := n.(*yamlast.MappingNode); ok {
+		if len(m.Values) != 1 || m.Start == nil || d.offset(m.Start.Position) < len(d.src) && d.src[d.offset(m.Start.Position)] == '{' {
+			return "", false
+		}
+		n = m.Values[0]
+	}
+	v, ok := n.(*yamlast.MappingValueNode)
+	if !ok {
+		return "", false
+	}
+	key, ok1 := v.Key.(*yamlast.StringNode)
+	val, ok2 := v.Value.(*yamlast.StringNode)
+	if !ok1 || !ok2 || d.nodeOffset(val) != d.nodeOffset(key)+len(key.Value)+1 {
+		return "", false
+	}
+	return key.Value + ":" + val.Value, true
 }
 
 func (d *document) texts(n yamlast.Node, what string) []string {
