@@ -157,6 +157,9 @@ func (u *up) run(ctx context.Context) (err error) {
 		return err
 	}
 	u.cfg.Ingest.FromEnv(os.Getenv)
+	if err := u.needSource(ctx); err != nil {
+		return err
+	}
 	err = u.pipeline(ctx)
 	stopOrg()
 	return errors.Join(err, org.Wait())
@@ -244,6 +247,25 @@ func (u *up) services() (map[string]func(context.Context) error, *svc.Admin, err
 	return map[string]func(context.Context) error{"ingest": in.Run, "normalize": no.Run, "detect": de.Run, "alert": al.Run}, admin, nil
 }
 
+// needSource refuses to run for nobody: without a source in the configuration there must be one on the topic.
+func (u *up) needSource(ctx context.Context) error {
+	if len(u.cfg.Ingest.Sources) > 0 {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	known := map[string]bool{}
+	if _, err := u.clients.Bus.OpenTable(ctx, topics.Sources, func(key string, value []byte) { known[key] = value != nil }); err != nil {
+		return err
+	}
+	for _, there := range known {
+		if there {
+			return nil
+		}
+	}
+	return errors.New("no Okta org is named: set OKTA_ORG_URL and OKTA_API_TOKEN, or ingest.sources in --config, or try --demo")
+}
+
 // secrets makes the keys that an installation of one process makes for itself, readable by its user alone.
 func (u *up) secrets() error {
 	if u.cfg.Normalize.Masking.KeyFile == "" {
@@ -304,6 +326,9 @@ func (u *up) greet(admin net.Listener) {
 	say("registry", u.broker.Registry())
 	if admin != nil {
 		say("admin", "http://"+admin.Addr().String()+"/readyz?verbose  /metrics")
+	}
+	if u.cfg.Ingest.Hook.PublicURL == "" {
+		say("hook", "none, since ingest.hook.public_url is empty: events come by polling alone")
 	}
 	if u.org != nil {
 		say("okta", u.org.URL()+" (simulated, test org)")
