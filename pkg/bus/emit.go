@@ -45,10 +45,19 @@ type Emit struct {
 	part int32 // of the task
 	task bool
 
-	recs []emitted
-	dead int
-	err  error // of State, which returns none
+	recs  []emitted
+	dead  int
+	err   error  // of State, which returns none
+	arena []byte // what Put encodes into; the records share it
 }
+
+// A record of Put is encoded behind the one before it, so that a batch of many needs few allocations and grows no slice record by
+// record. A small batch begins small.
+const (
+	arenaFirst = 8 << 10
+	arenaNext  = 128 << 10
+	arenaRoom  = 6 << 10 // less than that: a new one, for most records fit in
+)
 
 // emitted is a record and what it came from.
 type emitted struct {
@@ -71,10 +80,21 @@ func WithHeader(key string, value []byte) PutOption {
 
 // Put writes a record; a nil one is a tombstone. It fails at once, as a Permanent error, on a record its topic would not take.
 func (e *Emit) Put(t topics.Topic, key string, r record.Record, opts ...PutOption) error {
-	value, err := e.b.encode(e.ctx, t, r)
+	if r == nil {
+		return e.PutRaw(t, key, nil, opts...)
+	}
+	switch room := cap(e.arena) - len(e.arena); {
+	case e.arena == nil:
+		e.arena = make([]byte, 0, arenaFirst)
+	case room < arenaRoom:
+		e.arena = make([]byte, 0, arenaNext)
+	}
+	out, err := e.b.encode(e.ctx, t, r, e.arena)
 	if err != nil {
 		return err
 	}
+	value := out[len(e.arena):len(out):len(out)]
+	e.arena = out
 	return e.PutRaw(t, key, value, opts...)
 }
 
@@ -124,14 +144,12 @@ func (e *Emit) source(mark int, r *kgo.Record) {
 	}
 }
 
-func (b *Bus) encode(ctx context.Context, t topics.Topic, r record.Record) ([]byte, error) {
-	if r == nil {
-		return nil, nil
-	}
+// encode appends the framed record to dst.
+func (b *Bus) encode(ctx context.Context, t topics.Topic, r record.Record, dst []byte) ([]byte, error) {
 	if b.deps.Serde == nil {
 		return nil, fmt.Errorf("write to %s: the bus has no Serde", t.Name)
 	}
-	value, err := b.deps.Serde.Encode(ctx, t.Subject(b.deps.Prefix), r, nil)
+	value, err := b.deps.Serde.Encode(ctx, t.Subject(b.deps.Prefix), r, dst)
 	if err != nil {
 		return nil, fmt.Errorf("encode %s for %s: %w", r.SchemaName(), t.Name, err)
 	}

@@ -79,9 +79,9 @@ func (b *Bus) Payload(ctx context.Context, m Message, name string) ([]byte, erro
 }
 
 // message gives a fetched record its row. A redriven one gets back the place that its dead letter headers tell.
-func (b *Bus) message(r *kgo.Record, redrive string) Message {
+func (st *stage) message(r *kgo.Record) Message {
 	m := Message{
-		Topic: b.rows[r.Topic], Partition: r.Partition, Offset: r.Offset, Timestamp: r.Timestamp.UTC(), Key: r.Key, Value: r.Value, raw: r,
+		Topic: st.rows[r.Topic], Partition: r.Partition, Offset: r.Offset, Timestamp: r.Timestamp.UTC(), Key: r.Key, Value: r.Value, raw: r,
 	}
 	if len(r.Headers) > 0 {
 		m.Headers = make([]Header, len(r.Headers))
@@ -89,12 +89,15 @@ func (b *Bus) message(r *kgo.Record, redrive string) Message {
 			m.Headers[i] = Header(h)
 		}
 	}
-	if r.Topic != redrive || redrive == "" {
+	if r.Topic != st.redrive {
 		return m
 	}
 	m.Redriven = true
-	if row, ok := topics.Find(string(m.Header(dlqTopic)), b.deps.Prefix); ok {
-		m.Topic = row
+	m.Topic = st.g.Inputs[0]
+	for _, in := range st.g.Inputs {
+		if name := string(m.Header(dlqTopic)); name == in.Name || name == in.Full(st.b.deps.Prefix) {
+			m.Topic = in
+		}
 	}
 	if o, err := strconv.ParseInt(string(m.Header(dlqOffset)), 10, 64); err == nil {
 		m.Offset = o

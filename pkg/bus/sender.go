@@ -49,10 +49,13 @@ func (b *Bus) Sender() *Sender {
 	return s
 }
 
-// Send writes one record and returns when the broker has it, or with an error when it may not have: at the latest when the context
+// Send writes one record, a nil one as a tombstone, and returns when the broker has it, or with an error when it may not have: at the latest when the context
 // ends. After such an error the record may still come to stand.
 func (s *Sender) Send(ctx context.Context, t topics.Topic, key string, r record.Record, opts ...PutOption) error {
-	value, err := s.b.encode(ctx, t, r)
+	if r == nil {
+		return s.SendRaw(ctx, t, key, nil, opts...)
+	}
+	value, err := s.b.encode(ctx, t, r, nil)
 	if err != nil {
 		return err
 	}

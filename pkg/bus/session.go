@@ -535,7 +535,7 @@ func (s *session) handle(ctx context.Context, u *unit, recs []*kgo.Record) (turn
 	for i, r := range recs {
 		switch {
 		case !r.Attrs.IsControl():
-			msgs = append(msgs, s.b.message(r, s.redrive))
+			msgs = append(msgs, s.message(r))
 			ends = append(ends, i+1)
 		case len(ends) == 0:
 			lead = i + 1
@@ -821,6 +821,7 @@ func (s *session) committed(turns []turn, written int, offsets map[string]map[in
 	}
 	dead := 0
 	var newest time.Time
+	read := map[string]int{}
 	for _, t := range turns {
 		u := t.u
 		if u.task != nil {
@@ -845,7 +846,7 @@ func (s *session) committed(turns []turn, written int, offsets map[string]map[in
 				delete(u.cut, placeOf(r))
 			}
 			if !r.Attrs.IsControl() {
-				s.b.m.in.With(s.label, s.b.rows[r.Topic].Name).Inc()
+				read[r.Topic]++
 			}
 		}
 		clear(u.pending[:t.upTo])
@@ -873,6 +874,9 @@ func (s *session) committed(turns []turn, written int, offsets map[string]map[in
 	}
 	failing := s.failing()
 	s.mu.Unlock()
+	for topic, n := range read {
+		s.b.m.in.With(s.label, s.rows[topic].Name).Add(float64(n))
+	}
 	if dead > 0 {
 		s.b.m.dead.With(s.label).Add(float64(dead))
 	}

@@ -70,6 +70,7 @@ type stage struct {
 	txnID    string
 	names    []string // full names of the topics, the deciding one first
 	redrive  string
+	rows     map[string]topics.Topic // by full name
 	log      *slog.Logger
 	h        *stageHealth
 	hooks    *hook.Hooks
@@ -112,8 +113,10 @@ func (b *Bus) runStage(ctx context.Context, st *stage) error {
 	if st.changed == nil {
 		st.txnID = st.name + "." + st.instance
 	}
+	st.rows = map[string]topics.Topic{}
 	for _, t := range st.g.Topics() {
 		st.names = append(st.names, t.Full(b.deps.Prefix))
+		st.rows[t.Full(b.deps.Prefix)] = t
 	}
 	if st.g.Redrive != nil {
 		st.redrive = st.g.Redrive.Full(b.deps.Prefix)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"runtime"
 	"slices"
-	"syscall"
 	"testing"
 	"time"
 
@@ -14,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/oktawatch/oktawatch/pkg/bus"
+	"github.com/oktawatch/oktawatch/pkg/metrics"
 	"github.com/oktawatch/oktawatch/pkg/record"
 	"github.com/oktawatch/oktawatch/pkg/topics"
 )
@@ -27,11 +27,11 @@ type Keyed struct {
 // Contest measures what a stage costs beside a pass-through: the same bus, transactions, topics and records, one in, one out, nothing
 // decoded.
 type Contest struct {
-	Group  topics.Group                                // of the stage; its first input is read
-	Out    topics.Topic                                // where the pass-through writes
-	Others []topics.Topic                              // what else the stage writes to
-	Fill   func(round int, emit func(Keyed))           // the same records in the same order for a round
-	Start  func(ctx context.Context, b *bus.Bus) error // the stage
+	Group  topics.Group                                                // of the stage; its first input is read
+	Out    topics.Topic                                                // where the pass-through writes
+	Others []topics.Topic                                              // what else the stage writes to
+	Fill   func(round int, emit func(Keyed))                           // the same records in the same order for a round
+	Start  func(ctx context.Context, b *bus.Bus, m *metrics.Set) error // the stage
 }
 
 // Rounds is how often both sides run, in turn: one result is the median.
@@ -43,11 +43,7 @@ func (c Contest) Run(b *testing.B) {
 	b.Helper()
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	through := topics.Group{Service: "bench", Stage: "through", Inputs: c.Group.Inputs[:1]}
-	pass := func(ctx context.Context, made *bus.Bus) error {
-		return made.RunHandler(ctx, through, func(_ context.Context, m bus.Message, out *bus.Emit) error {
-			return out.PutRaw(c.Out, string(m.Key), m.Value)
-		})
-	}
+	pass := func(ctx context.Context, made *bus.Bus, _ *metrics.Set) error { return PassThrough(through, c.Out)(ctx, made) }
 	for b.Loop() {
 		var ours, base, shares []float64
 		for round := range Rounds {
@@ -69,7 +65,7 @@ func median(v []float64) float64 {
 }
 
 // measure gives the microseconds of processor time a record costs.
-func (c Contest) measure(b *testing.B, round int, g topics.Group, run func(context.Context, *bus.Bus) error) float64 {
+func (c Contest) measure(b *testing.B, round int, g topics.Group, run func(context.Context, *bus.Bus, *metrics.Set) error) float64 {
 	b.Helper()
 	rows := append(g.Topics(), c.Group.Inputs[0], c.Out, c.Group.Inputs[0].DLQ())
 	rows = append(rows, c.Others...)
@@ -87,8 +83,13 @@ func (c Contest) measure(b *testing.B, round int, g topics.Group, run func(conte
 	ctx, cancel := context.WithCancel(b.Context())
 	defer cancel()
 	done := make(chan error, 1)
-	made := br.Bus(sub, "bench")
-	go func() { done <- run(ctx, made) }()
+	set := metrics.NewSet()
+	made, err := bus.New(bus.Config{Brokers: br.Seeds}, bus.Deps{Log: Logger(), Metrics: set, Serde: br.Serde(), Prefix: br.Prefix, InstanceID: "bench"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	sub.Cleanup(made.Close)
+	go func() { done <- run(ctx, made, set) }()
 	type sample struct {
 		n   int64
 		cpu time.Duration
@@ -103,7 +104,7 @@ func (c Contest) measure(b *testing.B, round int, g topics.Group, run func(conte
 		if err != nil && !errors.Is(err, kerr.GroupIDNotFound) { // the stage has not joined yet
 			b.Fatal(err)
 		}
-		now := sample{cpu: processorTime()}
+		now := sample{cpu: cpuTime()}
 		for _, o := range offsets[name] {
 			now.n += max(o.At, 0)
 		}
@@ -150,14 +151,6 @@ func (c Contest) preload(b *testing.B, br *Broker, round int) int64 {
 	})
 	flush()
 	return total
-}
-
-func processorTime() time.Duration {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		return 0
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // scope ends what a round started with the round, not with the benchmark.
