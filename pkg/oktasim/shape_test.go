@@ -137,6 +137,68 @@ func TestEventsLookLikeOktas(t *testing.T) {
 	}
 }
 
+// pathsOf adds the paths of v to m, without those below objects whose keys are open.
+func pathsOf(m map[string]bool, path string, v any) {
+	m[path] = true
+	if slices.Contains(open, path) {
+		return
+	}
+	switch v := v.(type) {
+	case map[string]any:
+		for k, x := range v {
+			pathsOf(m, strings.TrimPrefix(path+"."+k, "."), x)
+		}
+	case []any:
+		for _, x := range v {
+			pathsOf(m, path+"[]", x)
+		}
+	}
+}
+
+// Every path that Okta's printed events have, generated ones have too, in the shape of the one door or of the other.
+func TestEventsHaveWhatPrintedOnesHave(t *testing.T) {
+	org, err := New(Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := org.Burst(2000); err != nil {
+		t.Fatal(err)
+	}
+	have := map[string]bool{}
+	for e := range org.Truth().Events(Query{}) {
+		raw, _ := org.Truth().Raw(e.Seq)
+		for _, b := range [][]byte{raw, hookShape(nil, raw)} {
+			var v any
+			if err := json.Unmarshal(b, &v); err != nil {
+				t.Fatal(err)
+			}
+			pathsOf(have, "", v)
+		}
+	}
+	f, err := os.Open("testdata/samples.jsonl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	n := 0
+	for d := json.NewDecoder(f); d.More(); n++ {
+		var v any
+		if err := d.Decode(&v); err != nil {
+			t.Fatal(err)
+		}
+		want := map[string]bool{}
+		pathsOf(want, "", v)
+		for p := range want {
+			if !have[p] {
+				t.Errorf("printed event %d has %s, no generated one does", n+1, p)
+			}
+		}
+	}
+	if n != 6 {
+		t.Errorf("%d printed events", n)
+	}
+}
+
 func BenchmarkBurst(b *testing.B) {
 	for name, dir := range map[string]string{"memory": "", "disk": b.TempDir()} {
 		b.Run(name, func(b *testing.B) {

@@ -24,6 +24,13 @@ var quietSecurity = `{"risk":{"level":"LOW"},"behaviors":{"New Geo-Location":"NE
 // next makes the next ordinary event.
 func (t *traffic) next() spec {
 	p := t.c.people[t.r.IntN(len(t.c.people))]
+	for range 10 { // a company where everybody is locked out still makes events
+		if !p.blocked() {
+			break
+		}
+		p.todo, p.session, p.root = nil, "", ""
+		p = t.c.people[t.r.IntN(len(t.c.people))]
+	}
 	if len(p.todo) == 0 {
 		t.plan(p)
 	}
