@@ -67,9 +67,8 @@ type Service struct {
 	receivers []*receiver
 	workers   chan struct{}
 
-	mu   sync.Mutex
-	test map[string]map[string]bool // orgs that are test orgs, by the source status keys that say so
-	keys map[string]string          // source status key to the org it is about
+	mu    sync.Mutex
+	parts map[string]part // of the sources, by source status key
 
 	jobs   sync.WaitGroup
 	jobCtx context.Context //nolint:containedctx // of deliveries: ends after the tasks have
@@ -121,7 +120,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	}
 	s := &Service{
 		cfg: cfg, bus: deps.Bus, log: deps.Log, m: newInstruments(deps.Metrics), now: deps.Now,
-		workers: make(chan struct{}, cfg.Workers), test: map[string]map[string]bool{}, keys: map[string]string{},
+		workers: make(chan struct{}, cfg.Workers), parts: map[string]part{},
 	}
 	seen := map[string]bool{}
 	for i, rc := range cfg.Receivers {
@@ -240,27 +239,59 @@ func (s *Service) follow(ctx context.Context) error {
 	}
 }
 
+// part is what alerts need of one part of a source.
+type part struct {
+	org        string
+	test       bool
+	poll, hook bool
+}
+
 func (s *Service) noteSource(key string, st *record.SourceStatus) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if org, ok := s.keys[key]; ok {
-		delete(s.test[org], key)
-		delete(s.keys, key)
-	}
-	if st == nil || st.Org == "" || !st.TestOrg {
+	if st == nil || st.Org == "" {
+		delete(s.parts, key)
 		return
 	}
-	if s.test[st.Org] == nil {
-		s.test[st.Org] = map[string]bool{}
-	}
-	s.keys[key] = st.Org
-	s.test[st.Org][key] = true
+	s.parts[key] = part{org: st.Org, test: st.TestOrg, poll: st.Part == "poll", hook: strings.HasPrefix(st.Part, "hook.")}
 }
 
+// isTest says whether an org is a test org on a loopback address.
 func (s *Service) isTest(org string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.test[org]) > 0
+	for _, p := range s.parts {
+		if p.org == org && p.test {
+			return true
+		}
+	}
+	return false
+}
+
+// via says how the event behind a detection came. A polled source's hook copies are all partial, so a complete one came by
+// its poller; a source that is not polled has only its hook.
+func (s *Service) via(d *record.Detection) string {
+	switch {
+	case isHealth(d.Kind):
+		return ""
+	case d.Backfill:
+		return "backfill"
+	case d.Partial:
+		return "hook"
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	hook := false
+	for _, p := range s.parts {
+		if p.org == d.Org && p.poll {
+			return "poller"
+		}
+		hook = hook || p.org == d.Org && p.hook
+	}
+	if hook {
+		return "hook"
+	}
+	return ""
 }
 
 // instruments are what is counted.

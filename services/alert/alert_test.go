@@ -187,7 +187,7 @@ func TestDetectionBecomesAlert(t *testing.T) {
 	if id := h.headers()[0].Get("Webhook-Id"); id != "f1.1.1" || ps[0].Data.Key != id {
 		t.Errorf("webhook-id %s", id)
 	}
-	if got := strings.Join(s.arrived(), ""); !strings.Contains(got, "MEDIUM") || !strings.Contains(got, "(test org)") {
+	if got := strings.Join(s.arrived(), ""); !strings.Contains(got, "MEDIUM") || !strings.Contains(got, "(test org)") || !strings.Contains(got, "by poller") {
 		t.Errorf("terminal: %s", got)
 	}
 }

@@ -139,6 +139,7 @@ func (t *task) join(k heldKey, d *record.Detection) string {
 	a.Alert.DetectionCount++
 	a.Alert.EventCount += d.EventCount
 	absorb(a, d)
+	a.Via = t.s.via(d)
 	t.touch(a)
 	switch {
 	case result == "opened":
@@ -187,6 +188,7 @@ func (t *task) update(k heldKey, known held, d *record.Detection) string {
 		a.Alert.EventCount += d.EventCount
 	}
 	absorb(a, d)
+	a.Via = t.s.via(d)
 	t.touch(a)
 	switch {
 	case a.Alert.DetectionCount == 0 && a.Alert.Status != statusClosed:
@@ -260,7 +262,7 @@ func absorb(a *alertState, d *record.Detection) {
 	}
 	r.Backfill = r.Backfill && d.Backfill
 	if d.Published != nil {
-		a.Pub, a.Via = d.Published, viaOf(d)
+		a.Pub = d.Published
 	}
 }
 
@@ -302,14 +304,6 @@ func union(l []string, more ...string) []string {
 		}
 	}
 	return out
-}
-
-// viaOf says how the event behind a detection came.
-func viaOf(d *record.Detection) string {
-	if d.Partial {
-		return "hook"
-	}
-	return ""
 }
 
 func (t *task) close(a *alertState, at time.Time, by, reason, comment string) {

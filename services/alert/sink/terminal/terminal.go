@@ -135,7 +135,7 @@ func (t *terminal) text(n sink.Notification) string {
 		t.latency(n),
 		count(a),
 	}, "  ·  "))
-	line(&b, t.color, "alert "+plain(a.ID, 90))
+	line(&b, t.color, strings.Join([]string{"alert " + plain(a.ID, 90), dedup(a)}, "  ·  "))
 	return b.String()
 }
 
@@ -181,6 +181,14 @@ func origin(a sink.Alert) string {
 		s += " (backfill)"
 	}
 	return s
+}
+
+// dedup says by what its detections were joined.
+func dedup(a sink.Alert) string {
+	if len(a.DedupKey) == 0 {
+		return ""
+	}
+	return "joined by " + plain(strings.Join(a.DedupKey, ", "), 80)
 }
 
 // latency is how long it took from Okta to here: what somebody who tries the pipeline wants to know.
