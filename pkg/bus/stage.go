@@ -45,8 +45,8 @@ type Task interface {
 const (
 	maxBatchRecords = 1000
 	maxBatchBytes   = 4 << 20
-	fetchBytes      = 16 << 20
-	fetchPartBytes  = 2 << 20
+	fetchBytes      = 4 << 20
+	fetchPartBytes  = 1 << 20
 	tickEvery       = 100 * time.Millisecond
 	fetchWait       = 250 * time.Millisecond
 )
