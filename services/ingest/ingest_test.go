@@ -26,6 +26,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(childEnv) != "" {
+		child()
+	}
 	goleak.VerifyTestMain(m,
 		goleak.IgnoreTopFunction("github.com/patrickmn/go-cache.(*janitor).Run")) // of the SDK's token cache; ended by its finalizer
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -486,7 +487,7 @@ type source struct {
 	orgErr   error
 	gotOrg   chan struct{}
 	troubles map[string]error
-	poll     *part
+	poll     atomic.Pointer[part] // changed by reconcile alone
 	hook     hookState
 }
 
@@ -628,15 +629,15 @@ func (src *source) trouble1() error {
 	return nil
 }
 
-func (src *source) polling() bool { return src.poll != nil }
+func (src *source) polling() bool { return src.poll.Load() != nil }
 
 func (src *source) startPolling() {
-	if src.poll != nil {
+	if src.polling() {
 		return
 	}
 	ctx, cancel := context.WithCancel(src.ctx)
 	p := &part{cancel: cancel, done: make(chan struct{})}
-	src.poll = p
+	src.poll.Store(p)
 	go func() {
 		defer close(p.done)
 		newPoller(src.s, src).run(ctx)
@@ -644,12 +645,13 @@ func (src *source) startPolling() {
 }
 
 func (src *source) stopPolling() {
-	if src.poll == nil {
+	p := src.poll.Load()
+	if p == nil {
 		return
 	}
-	src.poll.cancel()
-	<-src.poll.done
-	src.poll = nil
+	p.cancel()
+	<-p.done
+	src.poll.Store(nil)
 	src.trouble(partPoll, nil)
 }
 
