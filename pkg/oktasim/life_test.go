@@ -479,7 +479,7 @@ func TestSlowAndBrokenAnswers(t *testing.T) {
 	if err := org.Burst(10); err != nil {
 		t.Fatal(err)
 	}
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 300 * time.Millisecond}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Second}
 	ask := func() ([]byte, error) {
 		req, err := http.NewRequestWithContext(t.Context(), "GET", org.URL()+"/api/v1/logs", nil)
 		if err != nil {
