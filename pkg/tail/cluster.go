@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"slices"
@@ -202,6 +203,9 @@ func (c *cluster) start(ctx context.Context, opts Options) ([]*partition, error)
 		if !retriable(err) || time.Since(begun) > reach || (missing && time.Since(begun) > 1500*time.Millisecond) {
 			if missing {
 				return nil, fmt.Errorf("there is no such topic on %s; `oktawatch topics list` names ours", strings.Join(c.r.cfg.Brokers, ", "))
+			}
+			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+				err = fmt.Errorf("%w: the broker hangs up, check kafka.tls and kafka.sasl", err)
 			}
 			return nil, fmt.Errorf("reach Kafka at %s: %w", strings.Join(c.r.cfg.Brokers, ", "), err)
 		}

@@ -3,6 +3,9 @@ package tail_test
 import (
 	"context"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -49,6 +52,9 @@ func TestLeadersMove(t *testing.T) {
 			t.Fatal(err)
 		}
 		if k.Real {
+			if i == n/60 {
+				k.brokerTwo("kill")
+			}
 			continue
 		}
 		if i%10 == 5 {
@@ -63,10 +69,23 @@ func TestLeadersMove(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatalf("%v after %d records", err, len(progress))
 	}
+	k.brokerTwo("start")
 	for p := range want {
 		if !slices.Equal(seen[p], want[p]) {
 			t.Errorf("partition %d: %d records, want %d; first difference: %s", p, len(seen[p]), len(want[p]), difference(seen[p], want[p]))
 		}
+	}
+}
+
+// brokerTwo kills or starts one broker of a real cluster, where the test may: KAFKA_TEST_DIR is what .ci/kafka made.
+func (k kafkaT) brokerTwo(do string) {
+	k.t.Helper()
+	dir := os.Getenv("KAFKA_TEST_DIR")
+	if !k.Real || k.Replication < 3 || dir == "" {
+		return
+	}
+	if out, err := exec.CommandContext(k.t.Context(), filepath.Join("..", "..", ".ci", "kafka", "kafka"), do, dir, "2").CombinedOutput(); err != nil {
+		k.t.Fatalf("%s broker 2: %v: %s", do, err, out)
 	}
 }
 
