@@ -86,8 +86,8 @@ func (b *Bus) explain(what string, err error) error {
 		hint = "the principal lacks rights: oktawatch topics apply --print shows the ACLs it needs"
 	case errors.Is(err, kerr.SaslAuthenticationFailed), errors.Is(err, kerr.UnsupportedSaslMechanism), errors.Is(err, kerr.IllegalSaslState):
 		hint = "check kafka.sasl: mechanism, username and password_file"
-	case errors.As(err, &cert), errors.As(err, &plainText):
-		hint = "check kafka.tls: whether this listener speaks TLS, ca_file, and the name in its certificate"
+	case errors.As(err, &cert), errors.As(err, &plainText), errors.As(err, &op) && op.Op == "remote error":
+		hint = "check kafka.tls: whether this listener speaks TLS, ca_file, the name in its certificate, and whether it wants ours (cert_file, key_file)"
 	case errors.Is(err, kerr.UnknownServerError), errors.Is(err, kerr.KafkaStorageError):
 		hint = "the broker failed on its own side, often a full disk: see its log; tried again until it works"
 	case errors.Is(err, kerr.NotEnoughReplicas), errors.Is(err, kerr.NotEnoughReplicasAfterAppend):
@@ -96,6 +96,8 @@ func (b *Bus) explain(what string, err error) error {
 		hint = "the broker's transaction.max.timeout.ms is below what oktawatch asks for"
 	case errors.As(err, &dns):
 		hint = "the name does not resolve: check kafka.brokers"
+	case errors.As(err, &op) && op.Op == "dial" && op.Timeout() && (b.cfg.TLS.Enabled || b.cfg.TLS.CAFile != "" || b.cfg.TLS.CertFile != ""):
+		hint = "no answer: check kafka.brokers, and kafka.tls: that listener may not speak TLS"
 	case errors.As(err, &op) && op.Op == "dial":
 		hint = "nobody answers there: check kafka.brokers and whether the broker runs"
 	case errors.Is(err, io.EOF) && (b.cfg.SASL.Mechanism != "" || b.cfg.TLS.Enabled):

@@ -68,10 +68,7 @@ func (s *session) survive(ctx context.Context) {
 
 // openTransactions lists the open transactions of the group's transactional ids.
 func (s *session) openTransactions(ctx context.Context) ([]string, error) {
-	s.mu.Lock()
-	none := s.noList
-	s.mu.Unlock()
-	if none {
+	if !s.can.listTransactions {
 		return nil, nil
 	}
 	prefix := s.name + "."
@@ -82,13 +79,6 @@ func (s *session) openTransactions(ctx context.Context) ([]string, error) {
 	var ids []string
 	for _, shard := range s.cl.RequestSharded(ctx, req) {
 		if shard.Err != nil {
-			if isUnsupported(shard.Err) {
-				s.mu.Lock()
-				s.noList = true
-				s.mu.Unlock()
-				s.log.Warn("this broker cannot list transactions: what a killed member leaves open stands still until the broker's own timeout", "timeout", stageTimeout)
-				return nil, nil
-			}
 			continue // of a broker that is down; another one coordinates its transactions soon
 		}
 		resp := shard.Resp.(*kmsg.ListTransactionsResponse) //nolint:forcetypeassert // the request's own answer
@@ -99,10 +89,6 @@ func (s *session) openTransactions(ctx context.Context) ([]string, error) {
 		}
 	}
 	return ids, nil
-}
-
-func isUnsupported(err error) bool {
-	return errors.Is(err, kerr.UnsupportedVersion) || strings.Contains(err.Error(), "too old") || strings.Contains(err.Error(), "unknown request key")
 }
 
 // members lists a group: instance id to member id.

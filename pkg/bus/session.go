@@ -26,9 +26,9 @@ import (
 // on, and a unit that went away and came back is another unit, so records polled for the first never meet the second.
 type session struct {
 	*stage
-	cl     *kgo.Client
-	made   chan struct{} // cl is set
-	second bool
+	cl   *kgo.Client
+	made chan struct{} // cl is set
+	can  abilities
 
 	bg     context.Context //nolint:containedctx // ends the session's own goroutines
 	cancel context.CancelFunc
@@ -50,9 +50,6 @@ type session struct {
 	told, tellTries int
 	toldOnce        bool
 	tellAt          time.Time
-
-	// noList: the broker cannot list transactions.
-	noList bool
 }
 
 // unit is a partition number this member owns.
@@ -89,8 +86,8 @@ type place struct {
 
 func placeOf(r *kgo.Record) place { return place{r.Topic, r.Offset} }
 
-func newSession(st *stage, second bool) *session {
-	s := &session{stage: st, second: second, made: make(chan struct{}), units: map[int32]*unit{}, position: map[string]map[int32]int64{}}
+func newSession(st *stage, can abilities) *session {
+	s := &session{stage: st, can: can, made: make(chan struct{}), units: map[int32]*unit{}, position: map[string]map[int32]int64{}}
 	s.bg, s.cancel = context.WithCancel(hook.With(context.Background(), st.hooks))
 	return s
 }
@@ -707,7 +704,13 @@ func (s *session) commit(ctx context.Context, turns []turn) error {
 		}
 		if t.u.task != nil {
 			number := []byte(strconv.FormatInt(t.u.number+1, 10))
-			t.e.recs = append(slices.Clone(t.u.heal), t.e.recs...)
+			for _, em := range t.u.heal {
+				rec := *em.rec // an aborted one is not written again
+				t.e.recs = append(t.e.recs, emitted{rec: &rec, state: true})
+			}
+			// What heals goes first: the task's own word on a key is the last.
+			n := len(t.u.heal)
+			t.e.recs = slices.Concat(t.e.recs[len(t.e.recs)-n:], t.e.recs[:len(t.e.recs)-n])
 			for _, em := range t.e.recs {
 				if em.state {
 					em.rec.Headers = []kgo.RecordHeader{{Key: txnHeader, Value: number}}
@@ -719,7 +722,7 @@ func (s *session) commit(ctx context.Context, turns []turn) error {
 	offsets := s.offsetsOf(turns)
 
 	// Once begun it is brought to an end, whether or not the stage is being stopped.
-	cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stageTimeout+5*time.Second)
+	cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
 	if s.hooks.Killed != nil {
 		defer context.AfterFunc(s.bg, cancel)()
@@ -979,7 +982,7 @@ func (s *session) commitTxnOffsets(ctx context.Context, member string, generatio
 	if err != nil {
 		return fmt.Errorf("add offsets to transaction: %w", err)
 	}
-	if !s.second {
+	if !s.can.secondKind {
 		err := retryGroup(ctx, func() error {
 			req := kmsg.NewPtrAddOffsetsToTxnRequest()
 			req.TransactionalID, req.ProducerID, req.ProducerEpoch, req.Group = s.txnID, id, epoch, s.name
@@ -1085,7 +1088,7 @@ func (s *session) close(leave bool) {
 	s.cl.CloseAllowingRebalance()
 	s.wg.Wait()
 	if leave && s.member != "" {
-		ctx, cancel := context.WithTimeout(context.Background(), stopTimeout/3)
+		ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 		defer cancel()
 		if err := s.goodbye(ctx); err != nil {
 			s.log.Debug("leave group", "err", err)

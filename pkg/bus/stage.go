@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -57,7 +58,8 @@ const (
 	heartbeat        = 1500 * time.Millisecond
 	rebalanceTimeout = 20 * time.Second
 	stageTimeout     = 15 * time.Second // of a transaction
-	stopTimeout      = 15 * time.Second // for the last transaction and the goodbye
+	commitTimeout    = 14 * time.Second // for all of it from here; below the broker's
+	stopTimeout      = 5 * time.Second  // for the goodbye; with the last commit this stays under 25 s
 	surviveEvery     = time.Second
 )
 
@@ -74,6 +76,8 @@ type stage struct {
 	log      *slog.Logger
 	h        *stageHealth
 	hooks    *hook.Hooks
+
+	tellNoList sync.Once
 
 	handler Handler
 	newTask func(partition int32) (Task, error)
@@ -191,11 +195,16 @@ func (st *stage) open(ctx context.Context) (*session, error) {
 	if err := st.checkTopics(ctx); err != nil {
 		return nil, err
 	}
-	second, err := st.b.secondKind(ctx)
+	can, err := st.b.abilities(ctx)
 	if err != nil {
 		return nil, err
 	}
-	s := newSession(st, second)
+	if !can.listTransactions && st.txnID != "" {
+		st.tellNoList.Do(func() {
+			st.log.Warn("this broker cannot list transactions: what a killed member leaves open stands still until the broker ends it", "timeout", stageTimeout)
+		})
+	}
+	s := newSession(st, can)
 	opts, err := st.b.options(st.label)
 	if err != nil {
 		return nil, err
@@ -224,7 +233,7 @@ func (st *stage) open(ctx context.Context) (*session, error) {
 	)
 	if st.txnID != "" {
 		kind := int16(maxTxnOffsetCommit)
-		if !second {
+		if !can.secondKind {
 			kind = 4
 		}
 		opts = append(opts,
@@ -291,25 +300,30 @@ func (b *Bus) partitions(ctx context.Context, cl *kgo.Client, names ...string) (
 	return counts, nil
 }
 
-// secondKind says whether the cluster runs transactions of the second kind (KIP-890), where offsets are added to a transaction by
-// being sent.
-func (b *Bus) secondKind(ctx context.Context) (bool, error) {
+// abilities are what the bus does differently on some brokers.
+type abilities struct {
+	secondKind       bool // transactions of the second kind (KIP-890): offsets are added to a transaction by being sent
+	listTransactions bool
+}
+
+func (b *Bus) abilities(ctx context.Context) (can abilities, err error) {
 	cl, err := b.client()
 	if err != nil {
-		return false, err
+		return can, err
 	}
 	req := kmsg.NewPtrApiVersionsRequest()
 	req.ClientSoftwareName, req.ClientSoftwareVersion = "oktawatch", "1"
 	resp, err := req.RequestWith(ctx, cl)
 	if err != nil {
-		return false, b.explain("ask the broker what it can do", err)
+		return can, b.explain("ask the broker what it can do", err)
 	}
 	for _, f := range resp.FinalizedFeatures {
-		if f.Name == "transaction.version" {
-			return f.MaxVersionLevel >= 2, nil
-		}
+		can.secondKind = can.secondKind || f.Name == "transaction.version" && f.MaxVersionLevel >= 2
 	}
-	return false, nil
+	for _, k := range resp.ApiKeys {
+		can.listTransactions = can.listTransactions || k.ApiKey == int16(kmsg.ListTransactions)
+	}
+	return can, nil
 }
 
 type wakeKey struct{}

@@ -62,8 +62,14 @@ func (b *Bus) OpenTable(ctx context.Context, t topics.Topic, apply func(key stri
 	for n := range all {
 		tb.at[n] = 0
 	}
-	go tb.run(ctx, apply)
+	rctx, cancel := context.WithCancel(ctx)
+	go func() {
+		defer cancel()
+		tb.run(rctx, apply)
+	}()
 	if err := tb.Sync(ctx); err != nil {
+		cancel()
+		<-tb.done
 		tb.mu.Lock()
 		last := tb.last
 		tb.mu.Unlock()
