@@ -88,7 +88,7 @@ var (
 	Detections = Topic{
 		Name: "okta.detections.v1", Doc: "What the rules found; the latest update of an id wins.", Key: "<fingerprint>", Record: "detection",
 		Partitioner: ByKeyToDot, Meets: "alerts", Cleanup: Delete, Retention: 365 * day, MaxBytes: oneMiB, Public: true,
-		Writers: []string{Detect, Ingest, AlertSvc}, Readers: []string{Detect, AlertSvc, Console},
+		Writers: []string{Detect, Ingest, Normalize, AlertSvc}, Readers: []string{Detect, AlertSvc, Console},
 	}
 	DetectionsOCSF = Topic{
 		Name: "okta.detections.ocsf.v1", Doc: "Detections as OCSF 2004 in JSON; written only where switched on.", Key: "<fingerprint>",
