@@ -76,7 +76,7 @@ func TestEventsLookLikeOktas(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := org.Burst(8_000); err != nil {
+	if err := org.Burst(3_000); err != nil {
 		t.Fatal(err)
 	}
 	for _, s := range Scenarios() {
