@@ -16,6 +16,7 @@ import (
 	"reflect"
 	"strconv"
 	"time"
+	"unsafe"
 
 	"github.com/google/uuid"
 
@@ -76,17 +77,17 @@ func FromJSON(doc []byte, mask *Mask) (*record.SystemLog, []Finding, error) {
 	return ev, found, nil
 }
 
-// Read is FromJSON into a record of the caller's, which is overwritten. Texts of the record may share memory with its
-// JSON; doc itself is not kept when mask replaced something in it, and is the record's JSON when not.
+// Read is FromJSON into a record of the caller's, which is overwritten. Texts of the record share memory with its JSON,
+// which is doc itself where mask replaced nothing in it: doc must not be changed as long as the record is used.
 func Read(doc []byte, mask *Mask, ev *record.SystemLog) ([]Finding, error) {
-	r := reader{scanner: scanner{s: string(doc)}, mask: mask, ev: ev}
+	r := reader{scanner: scanner{s: unsafe.String(unsafe.SliceData(doc), len(doc))}, mask: mask, ev: ev}
 	if err := r.read(); err != nil {
 		return nil, err
 	}
 	kept, masked := doc, len(r.edits)
 	if masked > 0 {
 		kept = applyEdits(doc, r.edits)
-		r = reader{scanner: scanner{s: string(kept)}, ev: ev}
+		r = reader{scanner: scanner{s: unsafe.String(unsafe.SliceData(kept), len(kept))}, ev: ev}
 		if err := r.read(); err != nil {
 			return nil, err // the edits broke the document: tests say this cannot be
 		}
