@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -82,49 +83,48 @@ func only(ev *record.SystemLog, parts uint16) *record.SystemLog {
 // carried says which parts of an event hold anything: an object whose members are all null carries nothing.
 func carried(ev *record.SystemLog) uint16 {
 	var parts uint16
-	var empty, one [512]byte
-	for p := partTexts; p <= partDevice; p <<= 1 {
-		o := only(ev, p)
-		a, _ := o.AppendAvro(one[:0])
-		b, _ := hollow(o).AppendAvro(empty[:0])
-		if string(a) != string(b) {
-			parts |= p
+	for _, s := range [...]struct {
+		part    uint16
+		section any
+	}{
+		{partOutcome, ev.Outcome},
+		{partActor, ev.Actor},
+		{partClient, ev.Client},
+		{partRequest, ev.Request},
+		{partTransaction, ev.Transaction},
+		{partDebug, ev.DebugContext},
+		{partAuthentication, ev.AuthenticationContext},
+		{partSecurity, ev.SecurityContext},
+		{partDevice, ev.Device},
+	} {
+		if v := reflect.ValueOf(s.section); !v.IsNil() && holds(v.Elem()) {
+			parts |= s.part
 		}
+	}
+	if ev.Severity != "" || ev.DisplayMessage != "" || ev.Version != "" || ev.LegacyEventType != "" {
+		parts |= partTexts
+	}
+	if len(ev.Target) > 0 {
+		parts |= partTarget
 	}
 	return parts
 }
 
-// hollow is a record with the same objects, all empty.
-func hollow(o *record.SystemLog) *record.SystemLog {
-	h := new(record.SystemLog)
-	if o.Outcome != nil {
-		h.Outcome = &record.Outcome{}
+// holds says whether anything is written for a section beside its being there: an object inside it counts as something.
+func holds(section reflect.Value) bool {
+	for i := range section.NumField() {
+		switch f := section.Field(i); f.Kind() {
+		case reflect.Slice, reflect.Map:
+			if f.Len() > 0 {
+				return true
+			}
+		default:
+			if !f.IsZero() {
+				return true
+			}
+		}
 	}
-	if o.Actor != nil {
-		h.Actor = &record.Actor{}
-	}
-	if o.Client != nil {
-		h.Client = &record.Client{}
-	}
-	if o.Request != nil {
-		h.Request = &record.Request{}
-	}
-	if o.Transaction != nil {
-		h.Transaction = &record.Transaction{}
-	}
-	if o.DebugContext != nil {
-		h.DebugContext = &record.DebugContext{}
-	}
-	if o.AuthenticationContext != nil {
-		h.AuthenticationContext = &record.AuthenticationContext{}
-	}
-	if o.SecurityContext != nil {
-		h.SecurityContext = &record.SecurityContext{}
-	}
-	if o.Device != nil {
-		h.Device = &record.Device{}
-	}
-	return h
+	return false
 }
 
 // contentOf is a hash of some parts of an event. buf is scratch and comes back, grown.
