@@ -126,7 +126,7 @@ func (k *Kafka) create(ctx context.Context) error {
 	t.Topic, t.NumPartitions, t.ReplicationFactor = k.topic, 1, -1
 	for _, kv := range [][2]string{{"cleanup.policy", "compact"}, {"max.message.bytes", fmt.Sprint(maxMessage)}} {
 		c := kmsg.NewCreateTopicsRequestTopicConfig()
-		c.Name, c.Value = kv[0], kmsg.StringPtr(kv[1])
+		c.Name, c.Value = kv[0], new(kv[1])
 		t.Configs = append(t.Configs, c)
 	}
 	req.Topics = append(req.Topics, t)

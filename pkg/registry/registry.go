@@ -99,7 +99,9 @@ func (r *Registry) Run(ctx context.Context) error {
 	if err := srv.Shutdown(stop); err != nil {
 		srv.Close()
 	}
-	<-served
+	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+		r.log.Debug("registry ended", "error", err)
+	}
 	return nil
 }
 
