@@ -351,14 +351,18 @@ func (cs *conditions) path(e celast.Expr) (textPath, bool) {
 	case "eventType":
 		p.get = (*record.SystemLogView).EventType
 		return p, true
-	case "outcome.result":
-		p.get = (*record.SystemLogView).OutcomeResult
-		return p, true
-	case "outcome.reason":
-		p.get = (*record.SystemLogView).OutcomeReason
-		return p, true
-	case "actor.id":
-		p.get = (*record.SystemLogView).ActorID
+	case "outcome.result", "outcome.reason": // decoded once an event, for all rules
+		reason := p.name == "outcome.reason"
+		p.get = func(v *record.SystemLogView) string {
+			o := v.Outcome()
+			switch {
+			case o == nil:
+				return ""
+			case reason:
+				return o.Reason
+			}
+			return o.Result
+		}
 		return p, true
 	}
 	t := cs.types.byName[typeEvent]
