@@ -42,7 +42,7 @@ func simulated(t *testing.T, rate float64) *oktasim.Org {
 	t.Helper()
 	org, err := oktasim.New(oktasim.Config{
 		Rate: rate, ScenarioEvery: 500 * time.Millisecond, ScenarioPace: -1, LateShare: 0.01, LateBy: 2 * time.Second,
-		Limits: map[string]int{"logs": -1, "other": -1}, HookDailyCap: -1,
+		Limits: map[string]int{"logs": -1, "other": -1}, HookDailyCap: -1, DataDir: t.TempDir(), MaxEvents: 2_000_000, // the ground truth is kept whole
 	})
 	if err != nil {
 		t.Fatal(err)
