@@ -199,7 +199,7 @@ func objects(l []any) []any {
 
 // shape gives a record as the reference's generic value.
 func shape(v reflect.Value, root bool) any {
-	if at, ok := v.Interface().(time.Time); ok {
+	if at, ok := reflect.TypeAssert[time.Time](v); ok {
 		return at
 	}
 	switch v.Kind() {

@@ -70,15 +70,15 @@ func (f Finding) String() string { return f.Field + ": " + f.Problem }
 // and a Finding for the field uuid.
 func FromJSON(doc []byte, mask *Mask) (*record.SystemLog, []Finding, error) {
 	ev := new(record.SystemLog)
-	found, err := Read(doc, mask, ev)
+	found, err := Read(bytes.Clone(doc), mask, ev)
 	if err != nil {
 		return nil, nil, err
 	}
 	return ev, found, nil
 }
 
-// Read is FromJSON into a record of the caller's, which is overwritten. Texts of the record share memory with its JSON,
-// which is doc itself where mask replaced nothing in it: doc must not be changed as long as the record is used.
+// Read is FromJSON into a record of the caller's, which is overwritten, and without copying: doc becomes part of the record
+// (its JSON, and what its texts point into) and must not be changed afterwards.
 func Read(doc []byte, mask *Mask, ev *record.SystemLog) ([]Finding, error) {
 	r := reader{scanner: scanner{s: unsafe.String(unsafe.SliceData(doc), len(doc))}, mask: mask, ev: ev}
 	if err := r.read(); err != nil {
@@ -113,6 +113,9 @@ func Read(doc []byte, mask *Mask, ev *record.SystemLog) ([]Finding, error) {
 	}
 	return r.found, nil
 }
+
+// shared is b as a string, without copying: nobody changes b any more.
+func shared(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
 // maxAhead is how far published may lie after received and still be believed.
 const maxAhead = 10 * time.Minute

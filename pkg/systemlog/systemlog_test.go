@@ -289,6 +289,21 @@ func TestEventTime(t *testing.T) {
 	}
 }
 
+// What FromJSON gives does not change with the caller's buffer.
+func TestFromJSONCopies(t *testing.T) {
+	doc := []byte(`{"uuid":"u","eventType":"e"}`)
+	ev, _, err := FromJSON(doc, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range doc {
+		doc[i] = 'x'
+	}
+	if ev.UUID != "u" || string(ev.JSON) != `{"uuid":"u","eventType":"e"}` {
+		t.Errorf("%+v", ev)
+	}
+}
+
 // Reading into a used record leaves nothing of what was there.
 func TestReadOverwrites(t *testing.T) {
 	ev := readFixture(t, "full_api.json")
