@@ -142,11 +142,11 @@ func (s *Service) Run(ctx context.Context) error {
 func (s *Service) judge(ctx context.Context, m bus.Message, out *bus.Emit) error {
 	w := s.take()
 	defer s.give(w)
-	bytes, err := open(ctx, s.bus, m)
+	payload, err := s.bus.Payload(ctx, m, "system_log")
 	if err != nil {
 		return err
 	}
-	if err := w.view.Reset(bytes); err != nil {
+	if err := w.view.Reset(payload); err != nil {
 		return bus.Permanent(err)
 	}
 	s.m.events.Inc()
