@@ -14,11 +14,15 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/oktawatch/oktawatch/pkg/bus"
 	"github.com/oktawatch/oktawatch/pkg/bus/bustest"
 	"github.com/oktawatch/oktawatch/pkg/record"
 	"github.com/oktawatch/oktawatch/pkg/topics"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // rig is a broker with a normalize on it that can be stopped and started.
 type rig struct {
@@ -28,9 +32,9 @@ type rig struct {
 	cfg    Config
 }
 
-func newRig(t testing.TB) *rig {
+func newRig(t testing.TB, opts ...bustest.Option) *rig {
 	t.Helper()
-	b := bustest.Start(t, topics.Raw, topics.Raw.DLQ(), topics.SystemLog, topics.NormalizeDedupState, topics.NormalizeDedupRedrive)
+	b := bustest.StartWith(t, opts, topics.Raw, topics.Raw.DLQ(), topics.SystemLog, topics.NormalizeDedupState, topics.NormalizeDedupRedrive, topics.Detections)
 	return &rig{t: t, b: b, sender: b.Bus(t, "sender").Sender(), cfg: Config{Masking: Masking{Key: testKey}}}
 }
 
@@ -279,6 +283,48 @@ func TestDerived(t *testing.T) {
 	}
 	if bytes.Contains(ev.JSON, []byte("secret-of-somebody")) || ev.DebugContext.DebugData["stateToken"][:3] != "***" {
 		t.Error("the secret is still there")
+	}
+}
+
+// A memory that is too small is told once a day and partition, over restarts too, and the stream goes on.
+func TestOverflowIsTold(t *testing.T) {
+	r := newRig(t, bustest.Partitions(1))
+	r.cfg.Dedup.MaxBytes = minMaxBytes
+	n, sent := minMaxBytes/entryBytes, 0
+	more := func() {
+		errs := make(chan error, n)
+		for range n {
+			id := fmt.Sprintf("e%d", sent)
+			sent++
+			go func() {
+				errs <- r.sender.Send(t.Context(), topics.Raw, "00o1/"+id, rawOf(event(id, 1), id, "poller", false))
+			}()
+		}
+		for range n {
+			if err := <-errs; err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	stop := r.start()
+	for range 3 {
+		more()
+	}
+	r.records(sent)
+	stop()
+	r.start()
+	more()
+	r.records(sent)
+	found := r.b.Read(t, topics.Detections)
+	if len(found) != 1 {
+		t.Fatalf("%d findings, want 1", len(found))
+	}
+	d := new(record.Detection)
+	if err := r.b.Serde().Decode(t.Context(), found[0].Value, d); err != nil {
+		t.Fatal(err)
+	}
+	if d.Kind != "source_health" || d.RuleID != "dedup-memory-overflow" || d.Org != "00o1" || d.Fingerprint != string(found[0].Key) || d.Mode != "alert" {
+		t.Errorf("%+v", d)
 	}
 }
 

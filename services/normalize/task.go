@@ -22,8 +22,11 @@ const (
 	classTooLarge = "too_large"
 )
 
-// stateKey is the key of every changelog record: the topic is cut by time, so nothing is ever looked up by it.
-const stateKey = "seen"
+// Keys of changelog records. The topic is cut by time, so nothing is ever looked up by them.
+const (
+	stateSeen = "seen" // events of one batch
+	stateTold = "told" // UTC day of the last word about an overflow
+)
 
 // task handles one partition.
 type task struct {
@@ -32,7 +35,10 @@ type task struct {
 	partition int32
 	label     string
 	memory    memory
-	told      int64 // UTC day of the last word about an overflow
+	forgotten int    // events forgotten before their time and not yet told
+	told      int64  // UTC day of the last word about that
+	telling   int64  // the same, of the transaction under way
+	org       string // of the last event
 	event     record.SystemLog
 	scratch   []byte
 }
@@ -41,8 +47,16 @@ func newTask(s *Service, mask *systemlog.Mask, partition int32) *task {
 	return &task{s: s, mask: mask, partition: partition, label: strconv.Itoa(int(partition)), memory: memory{cfg: s.cfg.Dedup}}
 }
 
-func (t *task) Restore(_, value []byte) error {
-	if value == nil {
+func (t *task) Restore(key, value []byte) error {
+	switch {
+	case value == nil:
+		return nil
+	case string(key) == stateTold:
+		day, err := strconv.ParseInt(string(value), 10, 64)
+		if err != nil {
+			return fmt.Errorf("read dedup memory: day of the last overflow: %w", err)
+		}
+		t.told = day
 		return nil
 	}
 	return t.memory.load(value)
@@ -59,9 +73,9 @@ func (t *task) Process(ctx context.Context, batch []bus.Message, out *bus.Emit) 
 		t.s.m.results[what].Inc()
 	}
 	if b := t.memory.flush(); b != nil {
-		out.State([]byte(stateKey), b)
+		out.State([]byte(stateSeen), b)
 	}
-	return nil
+	return t.tell(out)
 }
 
 // handle writes what one raw event asks for.
@@ -93,6 +107,7 @@ func (t *task) handle(ctx context.Context, m bus.Message, out *bus.Emit) (result
 		return deadUnread, nil
 	}
 	derive(ev, raw, m)
+	t.org = raw.Org
 	what, keep := t.judge(ev, uint32(max(m.Timestamp.Unix(), 0)))
 	if what != wroteFirst && what != wroteSecond {
 		return what, nil
@@ -188,23 +203,41 @@ func (t *task) Tick(context.Context, time.Time, *bus.Emit) error {
 	return nil
 }
 
-func (t *task) Commit() { t.memory.events.Commit() }
+func (t *task) Commit() {
+	t.memory.events.Commit()
+	if t.telling != 0 {
+		t.told, t.telling, t.forgotten = t.telling, 0, 0
+	}
+}
 
 func (t *task) Abort() {
 	t.memory.events.Abort()
 	t.memory.pending = t.memory.pending[:0]
+	t.telling = 0
 }
 
-// makeRoom forgets the oldest events when the memory is full, and says so once a day.
+// makeRoom forgets the oldest events when the memory is full.
 func (t *task) makeRoom() {
-	n := t.memory.evict()
-	if n == 0 {
-		return
+	if n := t.memory.evict(); n > 0 {
+		t.s.m.overflow.Add(float64(n))
+		t.forgotten += n
 	}
-	t.s.m.overflow.Add(float64(n))
-	if day := int64(t.memory.newest) / (24 * 3600); day != t.told {
-		t.told = day
-		t.s.log.Warn("the dedup memory is full: a copy that comes later than usual would be taken for a new event; raise normalize.dedup.max_bytes or lower normalize.dedup.memory",
-			"partition", t.partition, "max_bytes", t.memory.cfg.MaxBytes, "forgotten", n)
+}
+
+// tell raises the finding that events were forgotten before their time, once a day.
+func (t *task) tell(out *bus.Emit) error {
+	at := time.Unix(int64(t.memory.newest), 0).UTC()
+	day := at.Unix() / (24 * 3600)
+	if t.forgotten == 0 || t.org == "" || day == t.told {
+		return nil
 	}
+	d := overflow(t.org, t.partition, at, t.forgotten, t.memory.cfg.MaxBytes)
+	if err := out.Put(topics.Detections, d.Fingerprint, d); err != nil {
+		return fmt.Errorf("tell that the dedup memory is full: %w", err)
+	}
+	out.State([]byte(stateTold), strconv.AppendInt(nil, day, 10))
+	t.telling = day
+	t.s.log.Warn("the dedup memory is full: a copy that comes later than usual would be taken for a new event; raise normalize.dedup.max_bytes or lower normalize.dedup.memory",
+		"partition", t.partition, "max_bytes", t.memory.cfg.MaxBytes, "forgotten", t.forgotten)
+	return nil
 }
