@@ -74,24 +74,37 @@ type findings struct {
 	log *slog.Logger
 
 	mu     sync.Mutex
-	raised map[string]bool // <source>/<day> <name>
+	raised map[string]bool     // <source>/<day> <name>
+	parts  map[string][]string // <source>/<part>: its warnings
 }
 
-func newFindings(log *slog.Logger) *findings { return &findings{log: log, raised: map[string]bool{}} }
+func newFindings(log *slog.Logger) *findings {
+	return &findings{log: log, raised: map[string]bool{}, parts: map[string][]string{}}
+}
 
 func mark(source, day, name string) string { return source + "/" + day + " " + name }
 
 func day(t time.Time) string { return t.UTC().Format(time.DateOnly) }
 
-// learn takes the warnings of a status record.
-func (f *findings) learn(source string, warnings []string) {
+// learn takes the warnings of a part's status.
+func (f *findings) learn(source, part string, warnings []string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.parts[source+"/"+part] = warnings; len(warnings) == 0 {
+		delete(f.parts, source+"/"+part)
+	}
 	for _, w := range warnings {
 		if head, _, ok := strings.Cut(w, ":"); ok {
 			f.raised[source+"/"+head] = true
 		}
 	}
+}
+
+// before is what a part that begins anew has told before.
+func (f *findings) before(source, part string) warnings {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return warnings{slices.Clone(f.parts[source+"/"+part])}
 }
 
 // new says whether the finding is still to be raised today, and if so that it now is: whoever fails to write it takes it back.

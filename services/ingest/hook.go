@@ -50,8 +50,9 @@ type hooks struct {
 	mem  *semaphore.Weighted
 	base string // public address, without the source's id
 
-	mu sync.RWMutex
-	by map[string]*source
+	mu     sync.RWMutex
+	by     map[string]*source
+	wanted map[string]bool // nil until the sources are known
 }
 
 // hookState is what a source's hook part counts at this instance.
@@ -130,7 +131,7 @@ func (h *hooks) serve(ctx context.Context) error {
 }
 
 // set tells which sources there are and starts what each needs of the hook.
-func (h *hooks) set(running map[string]*source) {
+func (h *hooks) set(running map[string]*source, wanted map[string]*record.Source) {
 	if h.ln == nil {
 		return
 	}
@@ -143,48 +144,57 @@ func (h *hooks) set(running map[string]*source) {
 		if !src.hook.started {
 			st := src.status(h.part())
 			st.HookURL, st.HookState, st.State = h.url(id), "none", "running"
-			src.hookNote(func(s *hookState) { s.started, s.st = true, st })
+			src.hookNote(func(s *hookState) { s.started, s.st, s.warn = true, st, h.s.find.before(id, h.part()) })
 			src.wg.Go(func() { h.report(src.ctx, src) })
 			if !h.s.cfg.Hook.Manual && src.want.Auth != nil {
 				src.wg.Go(func() { (&life{h: h, src: src, log: h.log.With("source", id, "part", h.part())}).run(src.ctx) })
 			}
 		}
 	}
+	known := make(map[string]bool, len(wanted))
+	for id, w := range wanted {
+		known[id] = w.Hook == nil || w.Hook.Enabled
+	}
 	h.mu.Lock()
-	h.by = by
+	h.by, h.wanted = by, known
 	h.mu.Unlock()
 }
 
 func (h *hooks) part() string         { return "hook." + h.s.deps.Bus.InstanceID() }
 func (h *hooks) url(id string) string { return h.base + "/" + id }
 
-// find returns the source of a path; ours says whether the path is one of the endpoint's at all.
-func (h *hooks) find(path string) (src *source, ours bool) {
+// find returns the source of a path, or the answer where there is none: 410 is for a source that is known to be gone, and never for one
+// that is only not there yet.
+func (h *hooks) find(path string) (*source, int) {
 	rest, ok := strings.CutPrefix(path, h.s.cfg.Hook.Path)
 	if !ok || rest != "" && rest[0] != '/' {
-		return nil, false
+		return nil, http.StatusNotFound
 	}
 	h.mu.RLock()
 	defer h.mu.RUnlock()
-	if id := strings.Trim(rest, "/"); id != "" {
-		return h.by[id], true
-	}
-	if len(h.by) == 1 { // one source needs no name
-		for _, src = range h.by {
-			return src, true
+	id := strings.Trim(rest, "/")
+	if id == "" && len(h.wanted) == 1 { // one source needs no name
+		for id = range h.wanted {
+			break
 		}
 	}
-	return nil, true
+	switch src := h.by[id]; {
+	case src != nil:
+		return src, 0
+	case h.wanted == nil || h.wanted[id]:
+		return nil, http.StatusServiceUnavailable
+	}
+	return nil, http.StatusGone
 }
 
 func (h *hooks) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
-	src, ours := h.find(r.URL.Path)
-	if !ours {
+	src, status := h.find(r.URL.Path)
+	if status == http.StatusNotFound {
 		http.NotFound(w, r)
 		return
 	}
-	id, status := "", http.StatusGone
+	id := ""
 	if src != nil {
 		id = src.id
 		if status = h.handle(w, r, src, began); status == 0 {
@@ -250,12 +260,10 @@ func (h *hooks) handle(w http.ResponseWriter, r *http.Request, src *source, bega
 		return http.StatusRequestEntityTooLarge
 	}
 	if err := h.take(ctx, src, body, began); err != nil {
-		src.trouble("hook", err)
 		src.hookNote(func(s *hookState) { s.fail(err) })
 		h.log.Debug("delivery not taken", "source", src.id, "error", err.Error())
 		return http.StatusServiceUnavailable
 	}
-	src.trouble("hook", nil)
 	return http.StatusOK
 }
 

@@ -94,7 +94,7 @@ func (p *poller) own(ctx context.Context) error {
 	defer txn.Close()
 	p.txn = txn
 	p.beat, p.told, p.failures, p.limit = time.Time{}, "", 0, 0
-	p.st = p.src.status(partPoll)
+	p.st, p.warn = p.src.status(partPoll), p.s.find.before(p.src.id, partPoll)
 	defer p.farewell(ctx)
 
 	org, err := p.identify(ctx)
@@ -228,6 +228,9 @@ func (p *poller) poll(ctx context.Context, org string) (time.Duration, error) {
 		if len(pg.events) > 0 {
 			pg.next = p.pageSince(oktaNow(pg).Add(-restartOverlap), time.Now())
 		}
+	}
+	if pg.next == p.cur.Next {
+		full = false // a link that leads to itself is not followed at once
 	}
 	if err := p.commit(ctx, org, pg, full, mostEvent); err != nil {
 		return 0, err
@@ -386,6 +389,7 @@ func (p *poller) refused(ctx context.Context, org string, err error) (time.Durat
 	p.failures++
 	now := time.Now()
 	status := statusOf(err)
+	_, noToken := errors.AsType[*tokenError](err)
 	switch {
 	case status == http.StatusTooManyRequests:
 		p.st.State, p.st.Message = "waiting", "Okta's rate limit is used up"
@@ -416,13 +420,16 @@ func (p *poller) refused(ctx context.Context, org string, err error) (time.Durat
 		p.cur.Next = next // stands with the next page
 		return 0, nil
 
-	case status == http.StatusUnauthorized, status == http.StatusForbidden, status == http.StatusBadRequest, status == http.StatusNotFound:
+	case noToken, status == http.StatusUnauthorized, status == http.StatusForbidden, status == http.StatusBadRequest, status == http.StatusNotFound:
+		if status == http.StatusUnauthorized || status == http.StatusForbidden {
+			err = fmt.Errorf("%w; put a good API token where the source's token_file or token_env points", err)
+		}
 		p.fail(err)
 		p.src.trouble(partPoll, err)
 		if p.failures == 1 {
 			p.log.Error("okta refuses to be polled; trying on slowly", "error", err.Error())
 		}
-		if status == http.StatusUnauthorized || status == http.StatusForbidden {
+		if noToken || status == http.StatusUnauthorized || status == http.StatusForbidden {
 			if err := p.raise(ctx, org, findToken, err.Error()); err != nil {
 				return 0, err
 			}

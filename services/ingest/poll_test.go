@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -204,7 +205,7 @@ func TestTokenRefusedAndReplaced(t *testing.T) {
 			return fmt.Errorf("%d findings", n)
 		}
 		if err := in.ready(t.Context()); err == nil || !strings.Contains(err.Error(), "401") {
-			return fmt.Errorf("readiness says %w", err)
+			return fmt.Errorf("readiness says %v", err) //nolint:errorlint // may be nil
 		}
 		for _, s := range decodeAll[record.SourceStatus](x, topics.SourceStatus) {
 			if s.Part == partPoll && s.State == "failing" && strings.Contains(s.LastError, "401") && len(s.Warnings) == 1 {
@@ -212,6 +213,18 @@ func TestTokenRefusedAndReplaced(t *testing.T) {
 			}
 		}
 		return errors.New("no status says so")
+	})
+	// Neither a restart nor a token that is not there at all raises it again that day.
+	in.stop(t)
+	if err := os.Remove(cfg.Sources[0].TokenFile); err != nil {
+		t.Fatal(err)
+	}
+	in = x.start("b", cfg)
+	bustest.Until(t, 20*time.Second, func() error {
+		if err := in.ready(t.Context()); err == nil || !strings.Contains(err.Error(), "no such file") {
+			return fmt.Errorf("readiness says %v", err) //nolint:errorlint // may be nil
+		}
+		return nil
 	})
 	x.put("changing", token)
 	if err := x.org.Burst(10); err != nil {
@@ -409,7 +422,7 @@ func TestOneOrgOneSource(t *testing.T) {
 	in := x.start("a", cfg)
 	bustest.Until(t, 20*time.Second, func() error {
 		if err := in.ready(t.Context()); err == nil || !strings.Contains(err.Error(), "an org has one source") {
-			return fmt.Errorf("readiness says %w", err)
+			return fmt.Errorf("readiness says %v", err) //nolint:errorlint // may be nil
 		}
 		return nil
 	})

@@ -109,13 +109,9 @@ func (x *sources) open(ctx context.Context) error {
 		return err
 	}
 	// Status records tell which findings were raised today, by us or by others.
-	learn, stop := context.WithCancel(ctx)
-	status, err := x.openTable(learn, topics.SourceStatus, x.applyStatus)
-	stop()
-	if err != nil {
+	if _, err := x.openTable(ctx, topics.SourceStatus, x.applyStatus); err != nil {
 		return err
 	}
-	<-status.Done()
 	if x.s.has(rolePoller) {
 		if x.cursorsTab, err = x.openTable(ctx, topics.Cursors, x.applyCursor); err != nil {
 			return err
@@ -207,7 +203,7 @@ func (x *sources) applyStatus(key string, value []byte) {
 	}
 	r, err := bus.Decode[record.SourceStatus](context.Background(), x.s.deps.Bus, bus.Message{Topic: topics.SourceStatus, Key: []byte(key), Value: value})
 	if err == nil {
-		x.s.find.learn(r.SourceID, r.Warnings)
+		x.s.find.learn(r.SourceID, r.Part, r.Warnings)
 	}
 }
 
@@ -343,7 +339,8 @@ func (x *sources) reconcile(ctx context.Context, hooks *hooks) {
 
 	var gone []*source
 	for id, src := range running {
-		if want := wanted[id]; want == nil || !sameWanted(want, src.want) {
+		org, _ := src.org()
+		if want := wanted[id]; want == nil || !sameWanted(want, src.want) || org != "" && x.other(id, org) != "" {
 			src.stop()
 			gone = append(gone, src)
 			delete(running, id)
@@ -400,7 +397,7 @@ func (x *sources) reconcile(ctx context.Context, hooks *hooks) {
 	for _, src := range lost {
 		src.stopPolling()
 	}
-	hooks.set(running)
+	hooks.set(running, wanted)
 	for _, id := range ending {
 		if err := x.end(ctx, id); err != nil && ctx.Err() == nil {
 			x.log.Warn("the removed source's lane could not be ended; trying again", "source", id, "error", err.Error())
@@ -468,6 +465,16 @@ func (x *sources) other(id, org string) string {
 	return ""
 }
 
+// recorded is the org's id as the topic has it.
+func (x *sources) recorded(id string) string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if w := x.wanted[id]; w != nil {
+		return w.Org
+	}
+	return ""
+}
+
 func polled(s *record.Source) bool { return s.Auth != nil && (s.Poll == nil || s.Poll.Enabled) }
 
 // source is one source at this instance.
@@ -517,7 +524,7 @@ func (s *Service) newSource(ctx context.Context, want *record.Source) (*source, 
 		return nil, err
 	}
 	src.ctx, src.cancel = context.WithCancel(ctx)
-	if want.Org != "" && !test {
+	if want.Org != "" && !test && s.sources.other(want.ID, want.Org) == "" {
 		src.setOrg(want.Org)
 	}
 	src.wg.Go(func() { src.identify(src.ctx) })
@@ -531,8 +538,18 @@ func (src *source) token() (string, error) {
 	if m := src.want.Auth.Method; m != "" && m != "ssws" {
 		return "", fmt.Errorf("auth method %q is not known to this version", m)
 	}
-	return src.s.secrets.read(src.want.Auth.TokenRef)
+	token, err := src.s.secrets.read(src.want.Auth.TokenRef)
+	if err != nil {
+		return "", &tokenError{err}
+	}
+	return token, nil
 }
+
+// tokenError says that there is no token to ask with.
+type tokenError struct{ err error }
+
+func (e *tokenError) Error() string { return "API token: " + e.err.Error() }
+func (e *tokenError) Unwrap() error { return e.err }
 
 func (src *source) stop() { src.cancel() }
 
@@ -593,19 +610,32 @@ func (src *source) identify1(ctx context.Context) error {
 	if was := src.want.Org; was != "" && was != id && !src.want.TestOrg {
 		return fmt.Errorf("%s is org %s now, it was %s: make it a new source under another id", src.want.URL, id, was)
 	}
-	if other := src.s.sources.other(src.id, id); other != "" {
-		return fmt.Errorf("org %s is already the source %q: an org has one source; remove one of them", id, other)
+	if err := src.alone(id); err != nil {
+		return err
 	}
-	src.trouble("org", nil)
-	if src.want.Org != id {
+	if src.s.sources.recorded(src.id) != id {
 		known := *src.want
 		known.Org, known.UpdatedAt = id, milli(time.Now())
 		if err := src.s.deps.Bus.Sender().Send(ctx, topics.Sources, src.id, &known); err != nil {
 			return err
 		}
+		if err := src.s.sources.table.Sync(ctx); err != nil {
+			return err
+		}
+		if err := src.alone(id); err != nil { // somebody was as fast as we
+			return err
+		}
 	}
+	src.trouble("org", nil)
 	src.setOrg(id)
 	src.s.log.Info("source known", "source", src.id, "org", id, "org_url", src.want.URL, "test_org", src.want.TestOrg)
+	return nil
+}
+
+func (src *source) alone(org string) error {
+	if other := src.s.sources.other(src.id, org); other != "" {
+		return fmt.Errorf("org %s is already the source %q: an org has one source; remove one of them", org, other)
+	}
 	return nil
 }
 
