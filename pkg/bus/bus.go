@@ -303,5 +303,5 @@ func (l kafkaLog) Level() kgo.LogLevel {
 }
 
 func (l kafkaLog) Log(level kgo.LogLevel, msg string, keyvals ...any) {
-	l.log.Debug("kafka client: "+msg, slices.Concat([]any{"kafka_level", level.String()}, keyvals)...)
+	l.log.Debug("kafka client", slices.Concat([]any{"says", msg, "kafka_level", level.String()}, keyvals)...)
 }

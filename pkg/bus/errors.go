@@ -53,8 +53,7 @@ func tooLarge(err error) error {
 
 // isPermanent says whether the error makes a dead letter, and of which class.
 func isPermanent(err error) (class string, ok bool) {
-	var ce *classError
-	if errors.As(err, &ce) {
+	if ce, ok := errors.AsType[*classError](err); ok {
 		return ce.class, true
 	}
 	return "", false

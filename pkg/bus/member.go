@@ -75,7 +75,7 @@ func (s *session) openTransactions(ctx context.Context) ([]string, error) {
 	req := kmsg.NewPtrListTransactionsRequest()
 	req.StateFilters = []string{"Ongoing"}
 	req.DurationFilterMillis = -1
-	req.TransactionalIDPattern = kmsg.StringPtr("^" + regexp.QuoteMeta(prefix) + ".*") // brokers before 4.1 ignore it
+	req.TransactionalIDPattern = new("^" + regexp.QuoteMeta(prefix) + ".*") // brokers before 4.1 ignore it
 	var ids []string
 	for _, shard := range s.cl.RequestSharded(ctx, req) {
 		if shard.Err != nil {
@@ -172,7 +172,7 @@ func (s *session) goodbye(ctx context.Context) error {
 	req := kmsg.NewPtrLeaveGroupRequest()
 	req.Group = s.name
 	m := kmsg.NewLeaveGroupRequestMember()
-	m.MemberID, m.InstanceID, m.Reason = s.member, &s.instance, kmsg.StringPtr("clean stop")
+	m.MemberID, m.InstanceID, m.Reason = s.member, &s.instance, new("clean stop")
 	req.Members = append(req.Members, m)
 	resp, err := req.RequestWith(ctx, cl)
 	if err != nil {

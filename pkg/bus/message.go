@@ -3,6 +3,7 @@ package bus
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -36,9 +37,9 @@ type Message struct {
 
 // Header returns the value of the last header of that name, nil if there is none.
 func (m Message) Header(key string) []byte {
-	for i := len(m.Headers) - 1; i >= 0; i-- {
-		if m.Headers[i].Key == key {
-			return m.Headers[i].Value
+	for _, v := range slices.Backward(m.Headers) {
+		if v.Key == key {
+			return v.Value
 		}
 	}
 	return nil

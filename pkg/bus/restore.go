@@ -31,7 +31,7 @@ func (s *session) restore(u *unit) {
 			return
 		}
 		s.h.failed(fmt.Errorf("restore partition %d: %w", u.n, err))
-		s.logFailure(tries, "restore failed, tried again", u.n, err)
+		s.logFailure(tries, "restore, tried again", u.n, err)
 		select {
 		case <-time.After(backoff(tries)):
 		case <-u.ctx.Done():

@@ -462,20 +462,20 @@ func (s *session) tickFailed(u *unit, err error) {
 	u.nextTick = time.Now().Add(backoff(u.tickFail))
 	s.h.failed(fmt.Errorf("tick of partition %d: %w", u.n, err))
 	s.b.m.retries.With(s.label).Inc()
-	s.logFailure(u.tickFail, "tick failed, tried again", u.n, err)
+	s.logFailure(u.tickFail, "tick, tried again", u.n, err)
 }
 
 // logFailure tells the first of a row of failures, and then fewer and fewer.
-func (s *session) logFailure(tries int, msg string, n int32, err error) {
+func (s *session) logFailure(tries int, what string, n int32, err error) {
 	if tries&(tries-1) != 0 {
 		return
 	}
-	args := []any{"partition", n, "tries", tries, "err", err}
+	args := []any{"what", what, "partition", n, "tries", tries, "err", err}
 	var ce *classError
 	if errors.As(err, &ce) && ce.stack != nil {
 		args = append(args, "stack", string(ce.stack))
 	}
-	s.log.Warn(msg, args...)
+	s.log.Warn("a step failed", args...)
 }
 
 func (s *session) emit(ctx context.Context, u *unit) *Emit {
@@ -649,7 +649,7 @@ func (s *session) bury(e *Emit, u *unit, m Message, class string, err error) {
 	if u.cut[placeOf(m.raw)] {
 		cutValue(e.recs[len(e.recs)-1].rec)
 	}
-	s.logFailure(1, "record becomes a dead letter", m.Partition, fmt.Errorf("%s: %s: %w", m, class, err))
+	s.logFailure(1, "record, now a dead letter", m.Partition, fmt.Errorf("%s: %s: %w", m, class, err))
 }
 
 func backoff(tries int) time.Duration {
@@ -662,7 +662,7 @@ func (s *session) putBack(u *unit, err error) {
 	u.retryAt = time.Now().Add(backoff(u.tries))
 	s.h.failed(err)
 	s.b.m.retries.With(s.label).Inc()
-	s.logFailure(u.tries, "failed, tried again", u.n, err)
+	s.logFailure(u.tries, "records, tried again", u.n, err)
 	s.pause(u, true)
 }
 
@@ -1068,7 +1068,7 @@ func (s *session) tell(ctx context.Context, now time.Time) error {
 		s.tellTries++
 		s.tellAt = now.Add(backoff(s.tellTries))
 		s.h.failed(err)
-		s.logFailure(s.tellTries, "taking over the assignment failed, tried again", -1, err)
+		s.logFailure(s.tellTries, "taking over the assignment, tried again", -1, err)
 		return nil
 	}
 	s.told, s.toldOnce, s.tellTries = changes, true, 0

@@ -280,7 +280,7 @@ func (b *Bus) partitions(ctx context.Context, cl *kgo.Client, names ...string) (
 	req := kmsg.NewPtrMetadataRequest()
 	for _, name := range names {
 		t := kmsg.NewMetadataRequestTopic()
-		t.Topic = kmsg.StringPtr(name)
+		t.Topic = new(name)
 		req.Topics = append(req.Topics, t)
 	}
 	resp, err := req.RequestWith(ctx, cl)
@@ -352,8 +352,7 @@ func safely(f func() error) (err error) {
 
 // panicStack keeps where it happened, for the log alone.
 func panicStack(err error, stack []byte) {
-	var ce *classError
-	if errors.As(err, &ce) {
+	if ce, ok := errors.AsType[*classError](err); ok {
 		ce.stack = stack
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"sync"
 	"time"
@@ -128,9 +129,7 @@ func (t *Table) run(ctx context.Context, apply func(string, []byte)) {
 		}
 		if len(next) > 0 {
 			t.last = nil
-			for n, o := range next {
-				t.at[n] = o
-			}
+			maps.Copy(t.at, next)
 			close(t.moved)
 			t.moved = make(chan struct{})
 		}

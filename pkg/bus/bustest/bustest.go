@@ -124,7 +124,9 @@ func startRegistry(t testing.TB) string {
 	go func() { done <- r.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
-		<-done
+		if err := <-done; err != nil {
+			t.Errorf("run registry: %v", err)
+		}
 	})
 	select {
 	case <-r.Ready():

@@ -68,7 +68,6 @@ func TestKilledMemberReturns(t *testing.T) {
 		}
 		time.Sleep(100 * time.Millisecond) // whatever it had sent has come
 		began := time.Now()
-		w.forget()
 		cmd = spawn(t, b, "one")
 		bustest.Until(t, 20*time.Second, func() error {
 			for _, key := range l.keys {

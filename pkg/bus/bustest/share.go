@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -28,7 +29,7 @@ type Keyed struct {
 // decoded.
 type Contest struct {
 	Group  topics.Group                                                // of the stage; its first input is read
-	Out    topics.Topic                                                // where the pass-through writes
+	Out    topics.Topic                                                // where the pass-through writes: another topic than it reads
 	Others []topics.Topic                                              // what else the stage writes to
 	Fill   func(round int, emit func(Keyed))                           // the same records in the same order for a round
 	Start  func(ctx context.Context, b *bus.Bus, m *metrics.Set) error // the stage
@@ -43,18 +44,22 @@ func (c Contest) Run(b *testing.B) {
 	b.Helper()
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	through := topics.Group{Service: "bench", Stage: "through", Inputs: c.Group.Inputs[:1]}
-	pass := func(ctx context.Context, made *bus.Bus, _ *metrics.Set) error { return PassThrough(through, c.Out)(ctx, made) }
+	pass := func(ctx context.Context, made *bus.Bus, _ *metrics.Set) error {
+		return PassThrough(through, c.Out)(ctx, made)
+	}
 	for b.Loop() {
 		var ours, base, shares []float64
+		var written float64
 		for round := range Rounds {
-			p := c.measure(b, round, through, pass)
-			s := c.measure(b, round, c.Group, c.Start)
-			base, ours, shares = append(base, p), append(ours, s), append(shares, p/s)
+			p, _ := c.measure(b, round, through, pass)
+			s, out := c.measure(b, round, c.Group, c.Start)
+			base, ours, shares, written = append(base, p), append(ours, s), append(shares, p/s), out
 		}
 		b.ReportMetric(median(base), "pass-us/record")
 		b.ReportMetric(median(ours), "us/record")
 		b.ReportMetric(1e6/median(ours), "records/s")
 		b.ReportMetric(median(shares), "share")
+		b.ReportMetric(written, "written/record")
 		b.ReportMetric(0, "ns/op")
 	}
 }
@@ -64,8 +69,8 @@ func median(v []float64) float64 {
 	return v[len(v)/2]
 }
 
-// measure gives the microseconds of processor time a record costs.
-func (c Contest) measure(b *testing.B, round int, g topics.Group, run func(context.Context, *bus.Bus, *metrics.Set) error) float64 {
+// measure gives the microseconds of processor time a record costs, and how many records (and transaction markers) were written for one.
+func (c Contest) measure(b *testing.B, round int, g topics.Group, run func(context.Context, *bus.Bus, *metrics.Set) error) (cost, written float64) {
 	b.Helper()
 	rows := append(g.Topics(), c.Group.Inputs[0], c.Out, c.Group.Inputs[0].DLQ())
 	rows = append(rows, c.Others...)
@@ -125,7 +130,12 @@ func (c Contest) measure(b *testing.B, round int, g topics.Group, run func(conte
 	if last.n <= first.n {
 		b.Fatalf("%d records are too few to measure", total)
 	}
-	return float64(last.cpu-first.cpu) / float64(time.Microsecond) / float64(last.n-first.n)
+	ends, err := br.Admin().ListEndOffsets(b.Context(), c.Out.Full(br.Prefix))
+	if err != nil {
+		b.Fatal(err)
+	}
+	ends.Each(func(o kadm.ListedOffset) { written += float64(o.Offset) })
+	return float64(last.cpu-first.cpu) / float64(time.Microsecond) / float64(last.n-first.n), written / float64(total)
 }
 
 func (c Contest) preload(b *testing.B, br *Broker, round int) int64 {
