@@ -61,7 +61,7 @@ func ExampleSet() {
 	s := metrics.NewSet()
 	seen := s.Counter("oktawatch_events_total", "Events seen.", "source").With("hook")
 	seen.Inc()
-	for _, line := range strings.Split(page(s), "\n") {
+	for line := range strings.SplitSeq(page(s), "\n") {
 		if strings.HasPrefix(line, "oktawatch_") {
 			fmt.Println(line)
 		}

@@ -362,7 +362,7 @@ func setValue(v reflect.Value, value string) error {
 			break
 		}
 		list := reflect.MakeSlice(v.Type(), 0, 4)
-		for _, part := range strings.Split(value, ",") {
+		for part := range strings.SplitSeq(value, ",") {
 			if part = strings.TrimSpace(part); part == "" {
 				continue
 			}
@@ -384,8 +384,7 @@ func setValue(v reflect.Value, value string) error {
 		return nil
 	}
 	if err := yaml.UnmarshalWithOptions([]byte(value), v.Addr().Interface(), yaml.Strict()); err != nil {
-		var ye yaml.Error
-		if errors.As(err, &ye) {
+		if ye, ok := errors.AsType[yaml.Error](err); ok {
 			return fmt.Errorf("%q: %s", value, ye.GetMessage())
 		}
 		return fmt.Errorf("%q: %w", value, err)
@@ -409,7 +408,7 @@ func redact(v reflect.Value, secret bool) any {
 	if secret && !v.IsZero() {
 		return "***"
 	}
-	if d, ok := v.Interface().(time.Duration); ok {
+	if d, ok := reflect.TypeAssert[time.Duration](v); ok {
 		return d.String()
 	}
 	if opaque(v.Type()) {

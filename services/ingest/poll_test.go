@@ -400,7 +400,7 @@ func TestRemovedSourceEndsItsLane(t *testing.T) {
 		return errors.New("the lane has not ended")
 	})
 	in.stop(t)
-	in = x.start("a", cfg)
+	x.start("a", cfg)
 	bustest.Until(t, 20*time.Second, func() error {
 		if n := len(x.raws()); n < 40 {
 			return fmt.Errorf("%d records, want the 20 events once more", n)
