@@ -20,37 +20,45 @@ func TestApart(t *testing.T) { bustest.ServeApart(t) }
 
 const benchEvents = 60_000
 
-// BenchmarkShare measures detect with the whole pack beside a pass-through of the same System Log records.
+// BenchmarkShare measures detect with the whole pack beside a pass-through of the same System Log records. ordinary: the traffic of
+// ordinary days, every sign-in a detection of mode signal, with an attack now and then. attacks: attacks alone, the worst there can be.
 func BenchmarkShare(b *testing.B) {
-	bustest.Apart(b, "TestApart")
-	bustest.Contest{
-		Group: topics.DetectMatch, Out: topics.Detections,
-		Fill: func(round int, emit func(bustest.Keyed)) { records(b, uint64(round+1), emit) },
-		Start: func(ctx context.Context, made *bus.Bus, m *metrics.Set) error {
-			s, err := New(Config{}, Deps{Bus: made, Metrics: m, Pack: rules.FS})
-			if err != nil {
-				return err
-			}
-			return s.Run(ctx)
-		},
-	}.Run(b)
+	for name, ordinary := range map[string]int{"ordinary": 2000, "attacks": 0} {
+		b.Run(name, func(b *testing.B) {
+			bustest.Apart(b, "TestApart")
+			bustest.Contest{
+				Group: topics.DetectMatch, Out: topics.Detections,
+				Fill: func(round int, emit func(bustest.Keyed)) { records(b, uint64(round+1), ordinary, emit) },
+				Start: func(ctx context.Context, made *bus.Bus, m *metrics.Set) error {
+					s, err := New(Config{}, Deps{Bus: made, Metrics: m, Pack: rules.FS})
+					if err != nil {
+						return err
+					}
+					return s.Run(ctx)
+				},
+			}.Run(b)
+		})
+	}
 }
 
-// records are the events of ordinary days of a simulated org with an attack now and then, as normalize writes them.
-func records(b *testing.B, seed uint64, emit func(bustest.Keyed)) {
+// records are the events of a simulated org as normalize writes them: so many ordinary ones between two attacks.
+func records(b *testing.B, seed uint64, ordinary int, emit func(bustest.Keyed)) {
 	b.Helper()
 	org, err := oktasim.New(oktasim.Config{Seed: seed, Users: 500, MaxEvents: 2 * benchEvents})
 	if err != nil {
 		b.Fatal(err)
 	}
 	stories := oktasim.Scenarios()
-	for i := range benchEvents / 2000 {
-		if err := org.Burst(2000); err != nil {
+	n := 0
+	for i := 0; n < benchEvents; i++ {
+		if err := org.Burst(ordinary); err != nil {
 			b.Fatal(err)
 		}
-		if _, err := org.Play(b.Context(), stories[i%len(stories)].Name, -1); err != nil {
+		seqs, err := org.Play(b.Context(), stories[i%len(stories)].Name, -1)
+		if err != nil {
 			b.Fatal(err)
 		}
+		n += ordinary + len(seqs)
 	}
 	now := time.Now().UTC().Truncate(time.Millisecond)
 	for e := range org.Truth().Events(oktasim.Query{}) {

@@ -2,123 +2,75 @@ package normalize
 
 import (
 	"context"
-	"fmt"
-	"os"
-	"path/filepath"
-	"strings"
-	"syscall"
+	"crypto/sha256"
+	"encoding/hex"
 	"testing"
 	"time"
 
 	"github.com/oktawatch/oktawatch/pkg/bus"
 	"github.com/oktawatch/oktawatch/pkg/bus/bustest"
+	"github.com/oktawatch/oktawatch/pkg/metrics"
+	"github.com/oktawatch/oktawatch/pkg/oktasim"
+	"github.com/oktawatch/oktawatch/pkg/record"
 	"github.com/oktawatch/oktawatch/pkg/topics"
 )
 
-// passThrough hands raw events on as they are.
-type passThrough struct{}
+// TestApart is the broker's process of the benchmark below; otherwise it does nothing.
+func TestApart(t *testing.T) { bustest.ServeApart(t) }
 
-func (passThrough) Restore(_, _ []byte) error                        { return nil }
-func (passThrough) Tick(context.Context, time.Time, *bus.Emit) error { return nil }
-func (passThrough) Commit()                                          {}
-func (passThrough) Abort()                                           {}
-func (passThrough) Process(_ context.Context, batch []bus.Message, out *bus.Emit) error {
-	for _, m := range batch {
-		if err := out.PutRaw(topics.SystemLog, string(m.Key), m.Value); err != nil {
-			return err
-		}
-	}
-	return nil
-}
+const benchEvents = 40_000
 
-// BenchmarkShare measures what share of a pass-through's rate normalize reaches: CPU time of this process for each raw event,
-// by getrusage, so that a busy machine does not matter. With KAFKA_SEEDS the broker is another process, as it should be;
-// without, its work is part of both sides and flatters the ratio. Run with -cpu 1 -benchtime 1x.
+// BenchmarkShare measures normalize beside a pass-through of the same raw events. poller: each event comes once, complete. both: each
+// comes by hook first, marked partial, and then by the poller.
 func BenchmarkShare(b *testing.B) {
-	const n = 20_000
-	docs := benchDocs(b)
-	measure := func(run func(ctx context.Context, made *bus.Bus) error) float64 {
-		broker := bustest.Start(b, topics.Raw, topics.Raw.DLQ(), topics.SystemLog, topics.NormalizeDedupState, topics.NormalizeDedupRedrive)
-		sender := broker.Bus(b, "sender").Sender()
-		serial := 0
-		for serial < n {
-			errs := make(chan error, 500)
-			for range cap(errs) {
-				id := fmt.Sprintf("00000000-0000-4000-8000-%012d", serial)
-				doc := []byte(strings.Replace(docs[serial%len(docs)], "$UUID", id, 1))
-				serial++
-				go func() { errs <- sender.Send(b.Context(), topics.Raw, "00o1/"+id, rawOf(doc, id, "poller", false)) }()
-			}
-			for range cap(errs) {
-				if err := <-errs; err != nil {
-					b.Fatal(err)
-				}
-			}
-		}
-		before := cpu(b)
-		ctx, cancel := context.WithCancel(b.Context())
-		done := make(chan error, 1)
-		made := broker.Bus(b, "one")
-		go func() { done <- run(ctx, made) }()
-		for {
-			time.Sleep(100 * time.Millisecond)
-			ends, err := broker.Admin().ListCommittedOffsets(ctx, topics.SystemLog.Full(broker.Prefix))
-			if err != nil {
-				b.Fatal(err)
-			}
-			var written int64
-			for _, o := range ends[topics.SystemLog.Full(broker.Prefix)] {
-				written += o.Offset
-			}
-			if written >= n {
-				break
-			}
-		}
-		used := cpu(b) - before
-		cancel()
-		if err := <-done; err != nil {
-			b.Fatal(err)
-		}
-		return used.Seconds() * 1e6 / n
-	}
-	for b.Loop() {
-		pass := measure(func(ctx context.Context, made *bus.Bus) error {
-			return made.RunTasks(ctx, topics.NormalizeDedup, func(int32) (bus.Task, error) { return passThrough{}, nil })
+	for _, way := range []string{"poller", "both"} {
+		b.Run(way, func(b *testing.B) {
+			bustest.Apart(b, "TestApart")
+			bustest.Contest{
+				Group: topics.NormalizeDedup, Out: topics.SystemLog,
+				Fill: func(round int, emit func(bustest.Keyed)) { rawEvents(b, uint64(round+1), way == "both", emit) },
+				Start: func(ctx context.Context, made *bus.Bus, m *metrics.Set) error {
+					s, err := New(Config{Masking: Masking{Key: testKey}}, Deps{Bus: made, Metrics: m})
+					if err != nil {
+						return err
+					}
+					return s.Run(ctx)
+				},
+			}.Run(b)
 		})
-		norm := measure(func(ctx context.Context, made *bus.Bus) error {
-			s, err := New(Config{Masking: Masking{Key: testKey}}, Deps{Bus: made})
-			if err != nil {
-				return err
-			}
-			return s.Run(ctx)
-		})
-		b.ReportMetric(pass, "pass-us/event")
-		b.ReportMetric(norm, "normalize-us/event")
-		b.ReportMetric(pass/norm, "share")
 	}
 }
 
-func cpu(b *testing.B) time.Duration {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+// rawEvents are the events of ordinary days of a simulated org, as ingest writes them.
+func rawEvents(b *testing.B, seed uint64, both bool, emit func(bustest.Keyed)) {
+	b.Helper()
+	org, err := oktasim.New(oktasim.Config{Seed: seed, Users: 500, MaxEvents: benchEvents})
+	if err != nil {
 		b.Fatal(err)
 	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
-
-// benchDocs are whole recorded events with a uuid to be filled in.
-func benchDocs(b *testing.B) []string {
-	var docs []string
-	for _, f := range []string{"okta-developer-docs", "sekoia-automation", "unqork-tomisp", "observiq-bindplane"} {
-		text, err := os.ReadFile(filepath.Join("../../pkg/systemlog/testdata/samples", f+".jsonl"))
-		if err != nil {
-			b.Fatal(err)
-		}
-		for l := range strings.Lines(string(text)) {
-			from := strings.Index(l, `"uuid":"`) + len(`"uuid":"`)
-			to := from + strings.IndexByte(l[from:], '"')
-			docs = append(docs, strings.TrimSpace(l[:from]+"$UUID"+l[to:]))
-		}
+	n := benchEvents
+	if both {
+		n /= 2
 	}
-	return docs
+	if err := org.Burst(n); err != nil {
+		b.Fatal(err)
+	}
+	now := time.Now().UTC().Truncate(time.Millisecond)
+	for e := range org.Truth().Events(oktasim.Query{}) {
+		doc, ok := org.Truth().Raw(e.Seq)
+		if !ok {
+			b.Fatalf("event %d is gone", e.Seq)
+		}
+		sum := sha256.Sum256(doc)
+		raw := record.RawEvent{
+			Org: org.ID(), SourceID: "bench", Source: "poller", Lane: "live", ReceivedAt: now,
+			UUID: e.UUID, Size: int64(len(doc)), SHA256: hex.EncodeToString(sum[:]), JSON: doc,
+		}
+		if both {
+			hook := raw
+			hook.Source, hook.Partial, hook.DeliveryID = "hook", true, "d"
+			emit(bustest.Keyed{Key: hook.Org + "/" + hook.UUID, Record: &hook})
+		}
+		emit(bustest.Keyed{Key: raw.Org + "/" + raw.UUID, Record: &raw})
+	}
 }
