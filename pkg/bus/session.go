@@ -30,6 +30,7 @@ type session struct {
 	made chan struct{} // cl is set
 	can  abilities
 
+	parent context.Context //nolint:containedctx // the stage's: what its units do ends with it
 	bg     context.Context //nolint:containedctx // ends the session's own goroutines
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -86,8 +87,8 @@ type place struct {
 
 func placeOf(r *kgo.Record) place { return place{r.Topic, r.Offset} }
 
-func newSession(st *stage, can abilities) *session {
-	s := &session{stage: st, can: can, made: make(chan struct{}), units: map[int32]*unit{}, position: map[string]map[int32]int64{}}
+func newSession(ctx context.Context, st *stage, can abilities) *session {
+	s := &session{stage: st, can: can, parent: ctx, made: make(chan struct{}), units: map[int32]*unit{}, position: map[string]map[int32]int64{}}
 	s.bg, s.cancel = context.WithCancel(hook.With(context.Background(), st.hooks))
 	return s
 }
@@ -182,7 +183,7 @@ func partitionsOf(byTopic map[string][]int32) map[int32]bool {
 
 func (s *session) newUnit(n int32) *unit {
 	u := &unit{n: n, began: time.Now(), offsets: map[string]int64{}}
-	ctx, cancel := context.WithCancel(s.bg)
+	ctx, cancel := context.WithCancel(s.parent)
 	u.ctx, u.cancel = context.WithValue(ctx, wakeKey{}, func() {
 		u.tickNow.Store(true)
 		s.wake()
@@ -429,7 +430,7 @@ func (s *session) ticks(ctx context.Context, now time.Time, units []*unit) error
 		}
 		u.tickNow.Store(false)
 		u.nextTick = now.Add(tickEvery)
-		e := s.emit(ctx, u)
+		e := s.emit(u)
 		err := safely(func() error { return u.task.Tick(e.ctx, now, e) })
 		if err == nil {
 			err = e.err
@@ -440,10 +441,9 @@ func (s *session) ticks(ctx context.Context, now time.Time, units []*unit) error
 		switch {
 		case err != nil:
 			u.task.Abort()
-			if ctx.Err() != nil {
-				break
+			if u.ctx.Err() == nil {
+				s.tickFailed(u, err)
 			}
-			s.tickFailed(u, err)
 		case len(e.recs) == 0:
 			u.task.Commit()
 			u.tickFail = 0
@@ -478,10 +478,8 @@ func (s *session) logFailure(tries int, what string, n int32, err error) {
 	s.log.Warn("a step failed", args...)
 }
 
-func (s *session) emit(ctx context.Context, u *unit) *Emit {
-	// The unit's context carries Wake; the caller's ends the work.
-	ctx = context.WithValue(ctx, wakeKey{}, u.ctx.Value(wakeKey{}))
-	return &Emit{b: s.b, ctx: ctx, g: s.g, part: u.n, task: u.task != nil}
+func (s *session) emit(u *unit) *Emit {
+	return &Emit{b: s.b, ctx: u.ctx, g: s.g, part: u.n, task: u.task != nil}
 }
 
 // process hands out what is due, up to one transaction's worth, and commits it.
@@ -509,7 +507,7 @@ func (s *session) process(ctx context.Context, now time.Time, units []*unit) (bo
 		}
 		records -= take
 		t, err := s.handle(ctx, u, u.pending[:take])
-		if err != nil && ctx.Err() == nil {
+		if err != nil && u.ctx.Err() == nil {
 			s.putBack(u, err)
 		}
 		if t.upTo > 0 {
@@ -525,7 +523,7 @@ func (s *session) process(ctx context.Context, now time.Time, units []*unit) (bo
 // handle runs the stage on some records of one unit. What it returns is to be committed also when there is an error: that is about
 // the record after it.
 func (s *session) handle(ctx context.Context, u *unit, recs []*kgo.Record) (turn, error) {
-	t := turn{u: u, e: s.emit(ctx, u)}
+	t := turn{u: u, e: s.emit(u)}
 	msgs := make([]Message, 0, len(recs))
 	ends := make([]int, 0, len(recs)) // of pending, behind each message
 	lead := 0                         // control records before the first

@@ -24,7 +24,8 @@ import (
 type Handler func(ctx context.Context, m Message, out *Emit) error
 
 // Task serves a stage with memory: one task per partition number of the group, fed by that partition of each of its topics. Its
-// methods are never called by two goroutines at once.
+// methods are never called by two goroutines at once. The context of Process and Tick ends when the partition goes to another member or
+// the stage stops: what a task does in goroutines of its own ends with it.
 //
 // What Process and Tick change goes to an overlay (Overlay makes one of a map) and, by Emit.State, to the changelog. Commit is called
 // when the transaction is known to stand: the overlay joins the memory. Abort is called when it is known not to: the overlay is thrown
@@ -189,8 +190,8 @@ func (st *stage) session(ctx context.Context) error {
 }
 
 // open checks the topics and makes the client. It joins the group at once.
-func (st *stage) open(ctx context.Context) (*session, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+func (st *stage) open(stageCtx context.Context) (*session, error) {
+	ctx, cancel := context.WithTimeout(stageCtx, 10*time.Second)
 	defer cancel()
 	if err := st.checkTopics(ctx); err != nil {
 		return nil, err
@@ -204,7 +205,7 @@ func (st *stage) open(ctx context.Context) (*session, error) {
 			st.log.Warn("this broker cannot list transactions: what a killed member leaves open stands still until the broker ends it", "timeout", stageTimeout)
 		})
 	}
-	s := newSession(st, can)
+	s := newSession(stageCtx, st, can)
 	opts, err := st.b.options(st.label)
 	if err != nil {
 		return nil, err
