@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/oktawatch/oktawatch/pkg/bus"
@@ -82,6 +83,7 @@ type receiver struct {
 	print string // hash of its configuration: one that changed is tried again after it had gone
 	sink  sink.Sink
 	slots chan struct{}
+	gone  atomic.Bool
 }
 
 // slotsOf bounds the deliveries to one receiver, so that a slow one leaves workers to the others.

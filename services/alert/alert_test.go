@@ -380,4 +380,11 @@ func TestGone(t *testing.T) {
 	if n := len(h.headers()); n != 1 {
 		t.Errorf("%d posts to a receiver that is gone", n)
 	}
+	// It is told to the others, as an alert of its own.
+	for _, a := range r.alerts() {
+		if slices.Contains(a.RuleIDs, findGone.name) && a.Title == "A receiver wants nothing any more: siem" {
+			return
+		}
+	}
+	t.Error("no alert says that the receiver is gone")
 }

@@ -139,9 +139,13 @@ func webhookFake(t *testing.T) sinktest.Fake {
 			}
 		},
 		Broken: []map[string]any{
-			{}, {"url": "https://a.example"}, {"url": "ftp://a.example", "secret_files": []string{secret}},
-			{"url": "http://a.example", "secret_files": []string{secret}}, {"url": "https://u:p@a.example", "secret_files": []string{secret}},
-			{"url": "https://a.example", "secret_files": []string{secret}, "timeout": "1h"}, {"url": "https://a.example", "secret_files": []string{secret}, "timeout": 5},
+			{},
+			{"url": "https://a.example"},
+			{"url": "ftp://a.example", "secret_files": []string{secret}},
+			{"url": "http://a.example", "secret_files": []string{secret}},
+			{"url": "https://u:p@a.example", "secret_files": []string{secret}},
+			{"url": "https://a.example", "secret_files": []string{secret}, "timeout": "1h"},
+			{"url": "https://a.example", "secret_files": []string{secret}, "timeout": 5},
 			{"url": "https://a.example", "secret_files": []string{secret}, "header_files": map[string]string{"webhook-id": "x"}},
 			{"url": strings.Repeat(":", 5), "secret_files": []string{secret}},
 		},

@@ -36,14 +36,18 @@ func sketch(t interface{ Fatal(args ...any) }, sinks ...sink.Sink) *Service {
 // page keeps what a task writes.
 type page struct {
 	alerts []*record.Alert
+	found  []*record.Detection
 	state  map[string][]byte
 	dead   int
 }
 
 func (p *page) Put(t topics.Topic, _ string, r record.Record, _ ...bus.PutOption) error {
 	if t.Name == topics.Alerts.Name {
-		a := *(r.(*record.Alert))
+		a := *r.(*record.Alert)
 		p.alerts = append(p.alerts, &a)
+	}
+	if d, ok := r.(*record.Detection); ok {
+		p.found = append(p.found, d)
 	}
 	return nil
 }
@@ -129,6 +133,9 @@ func TestBackoffIsTenTriesInThreeDays(t *testing.T) {
 		}
 		if task.outbox.Len() != 0 {
 			t.Error("a given-up notification still waits")
+		}
+		if len(p.found) != 1 || p.found[0].RuleID != findGivenUp.name || p.found[0].Org != "00o1" {
+			t.Errorf("%d findings", len(p.found))
 		}
 	})
 }

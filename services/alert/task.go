@@ -24,6 +24,7 @@ const (
 	keyHeld   = "d/" // hash of lane and detection id: held
 	keyOutbox = "o/" // alert id/number/receiver: row
 	keyGone   = "g/" // receiver: hash of the configuration that was gone
+	keyTold   = "t/" // finding/receiver: UTC day it was last told
 )
 
 const (
@@ -43,6 +44,7 @@ type task struct {
 	held   bus.Overlay[heldKey, held]
 	outbox bus.Overlay[string, *row]
 	gone   bus.Overlay[string, string]
+	told   bus.Overlay[string, string]
 
 	// of the transaction under way
 	dirty   map[string]*alertState
@@ -83,6 +85,8 @@ func (t *task) Restore(key, value []byte) error {
 		err = restore(&t.outbox, id, value)
 	case keyGone:
 		err = restore(&t.gone, id, value)
+	case keyTold:
+		err = restore(&t.told, id, value)
 	default:
 		return fmt.Errorf("read alert state: key %q is of another form; was it written by a later version?", key)
 	}
@@ -116,6 +120,7 @@ func (t *task) requeue() {
 	}
 	for _, r := range t.s.receivers {
 		if t.isGone(r) {
+			r.gone.Store(true)
 			t.s.m.gone.With(r.name).Set(1)
 		}
 	}
@@ -173,7 +178,11 @@ func (t *task) endRow(id string) {
 	t.changed[id] = struct{}{}
 }
 
+// isGone says whether a receiver wants nothing any more: what one task of this process has learned holds for all.
 func (t *task) isGone(r *receiver) bool {
+	if r.gone.Load() {
+		return true
+	}
 	print, ok := t.gone.Get(r.name)
 	return ok && print == r.print
 }
@@ -245,7 +254,9 @@ func (t *task) Tick(ctx context.Context, now time.Time, out *bus.Emit) error {
 func (t *task) tick(now time.Time, out writer) error {
 	t.settled = t.mail.take()
 	for _, o := range t.settled {
-		t.settle(o)
+		if err := t.settle(o, out); err != nil {
+			return err
+		}
 	}
 	if now.After(t.expireAt) {
 		t.expireAt = now.Add(expireEvery)
@@ -262,11 +273,12 @@ func (t *task) tick(now time.Time, out writer) error {
 }
 
 // settle notes what became of one try.
-func (t *task) settle(o outcome) {
+func (t *task) settle(o outcome, out writer) error {
 	r, ok := t.outbox.Get(o.row)
 	if !ok {
-		return
+		return nil
 	}
+	var told error
 	rec := t.s.receiver(r.Receiver)
 	attempts := r.Attempts
 	if !errors.Is(o.err, errNoReceiver) {
@@ -294,11 +306,13 @@ func (t *task) settle(o outcome) {
 		d.State, d.LastError = "failed", clip(o.err.Error(), maxErrorBytes)
 		t.endRow(o.row)
 		t.markGone(rec)
+		told = t.tell(findGone, r, o, out)
 	case attempts >= maxAttempts:
 		result = "given_up"
 		d.State, d.LastError = "failed", clip(o.err.Error(), maxErrorBytes)
 		t.endRow(o.row)
 		t.s.log.Error("notification given up", "receiver", r.Receiver, "alert", r.Alert, "key", r.Note.Key, "attempts", attempts, "error", o.err)
+		told = t.tell(findGivenUp, r, o, out)
 	default:
 		result = "failed"
 		var after time.Duration
@@ -323,10 +337,30 @@ func (t *task) settle(o outcome) {
 			t.touch(a)
 		}
 	}
+	return told
+}
+
+// tell raises a finding about a receiver, once a day.
+func (t *task) tell(f finding, r *row, o outcome, out writer) error {
+	k, day := f.name+"/"+r.Receiver, o.at.UTC().Format(time.DateOnly)
+	if last, ok := t.told.Get(k); ok && last >= day {
+		return nil
+	}
+	d := f.detection(r.Note.Alert.Org, r.Receiver, t.label, clip(o.err.Error(), maxErrorBytes), o.at)
+	if err := out.Put(topics.Detections, d.Fingerprint, d); err != nil {
+		return fmt.Errorf("tell of receiver %s: %w", r.Receiver, err)
+	}
+	t.told.Put(k, day)
+	t.state[keyTold+k] = marshal(day)
+	return nil
 }
 
 func (t *task) markGone(r *receiver) {
-	if r == nil || t.isGone(r) {
+	if r == nil {
+		return
+	}
+	r.gone.Store(true)
+	if print, ok := t.gone.Get(r.name); ok && print == r.print {
 		return
 	}
 	t.gone.Put(r.name, r.print)
@@ -442,6 +476,7 @@ func (t *task) Commit() {
 	t.held.Commit()
 	t.outbox.Commit()
 	t.gone.Commit()
+	t.told.Commit()
 	for id := range t.changed {
 		if r, ok := t.outbox.Get(id); ok {
 			t.queue.add(id, r)
@@ -461,6 +496,7 @@ func (t *task) Abort() {
 	t.held.Abort()
 	t.outbox.Abort()
 	t.gone.Abort()
+	t.told.Abort()
 	if len(t.settled) > 0 {
 		t.mail.putBack(t.settled)
 		t.settled = nil

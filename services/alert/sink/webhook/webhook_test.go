@@ -135,12 +135,25 @@ func TestAnswers(t *testing.T) {
 		gone   bool
 		after  time.Duration
 	}{
-		{200, "", true, false, 0}, {202, "", true, false, 0}, {204, "", true, false, 0},
-		{301, "", false, false, 0}, {302, "", false, false, 0}, {307, "", false, false, 0},
-		{400, "", false, false, 0}, {401, "60", false, false, 0}, {404, "", false, false, 0}, {410, "", false, true, 0},
-		{429, "", false, false, 0}, {429, "120", false, false, 2 * time.Minute}, {502, "5", false, false, 5 * time.Second}, {504, "1", false, false, time.Second},
-		{503, "Mon, 05 Jan 2026 10:01:30 GMT", false, false, 90 * time.Second}, {503, "-5", false, false, 0}, {503, "soon", false, false, 0},
-		{503, "99999999", false, false, 24 * time.Hour}, {500, "7", false, false, 0},
+		{200, "", true, false, 0},
+		{202, "", true, false, 0},
+		{204, "", true, false, 0},
+		{301, "", false, false, 0},
+		{302, "", false, false, 0},
+		{307, "", false, false, 0},
+		{400, "", false, false, 0},
+		{401, "60", false, false, 0},
+		{404, "", false, false, 0},
+		{410, "", false, true, 0},
+		{429, "", false, false, 0},
+		{429, "120", false, false, 2 * time.Minute},
+		{502, "5", false, false, 5 * time.Second},
+		{504, "1", false, false, time.Second},
+		{503, "Mon, 05 Jan 2026 10:01:30 GMT", false, false, 90 * time.Second},
+		{503, "-5", false, false, 0},
+		{503, "soon", false, false, 0},
+		{503, "99999999", false, false, 24 * time.Hour},
+		{500, "7", false, false, 0},
 	} {
 		code, header = tc.code, tc.header
 		err := s.Deliver(t.Context(), sinktest.Example())
