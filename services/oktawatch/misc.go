@@ -70,7 +70,10 @@ func (t *tool) healthcheck() *cobra.Command {
 				if err != nil {
 					return fmt.Errorf("find a running `oktawatch up`: %w", err)
 				}
-				url = run.Addresses[runAdmin] + "/readyz?verbose"
+				if url = run.Addresses[runAdmin]; url == "" {
+					return errors.New("the running `oktawatch up` has no admin port (yet)")
+				}
+				url += "/readyz?verbose"
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), 5*time.Second)
 			defer cancel()
