@@ -241,7 +241,8 @@ func shape(v reflect.Value, root bool) any {
 func agree(t interface {
 	Helper()
 	Errorf(string, ...any)
-}, r reference, schema map[string]any, doc []byte) {
+}, r reference, schema map[string]any, doc []byte,
+) {
 	t.Helper()
 	ev, _, err := FromJSON(doc, nil)
 	var v any

@@ -151,74 +151,140 @@ func TestOddFields(t *testing.T) {
 		want []Finding
 		is   func(*record.SystemLog) bool
 	}{
-		"text zone null": {`{"uuid":"u","eventType":"e","client":{"zone":"null"}}`, nil,
-			func(e *record.SystemLog) bool { return e.Client.Zone == "" }},
-		"zone None is a name": {`{"uuid":"u","eventType":"e","client":{"zone":"None"}}`, nil,
-			func(e *record.SystemLog) bool { return e.Client.Zone == "None" }},
-		"numeric version and postal code": {`{"uuid":"u","eventType":"e","version":0,"client":{"geographicalContext":{"postalCode":10118}}}`, nil,
+		"text zone null": {
+			`{"uuid":"u","eventType":"e","client":{"zone":"null"}}`, nil,
+			func(e *record.SystemLog) bool { return e.Client.Zone == "" },
+		},
+		"zone None is a name": {
+			`{"uuid":"u","eventType":"e","client":{"zone":"None"}}`, nil,
+			func(e *record.SystemLog) bool { return e.Client.Zone == "None" },
+		},
+		"numeric version and postal code": {
+			`{"uuid":"u","eventType":"e","version":0,"client":{"geographicalContext":{"postalCode":10118}}}`, nil,
 			func(e *record.SystemLog) bool {
 				return e.Version == "0" && e.Client.GeographicalContext.PostalCode == "10118"
-			}},
-		"number where a text is": {`{"uuid":"u","eventType":"e","severity":3}`, []Finding{{"severity", ProblemType}},
-			func(e *record.SystemLog) bool { return e.Severity == "" }},
-		"text where an object is": {`{"uuid":"u","eventType":"e","actor":"alice"}`, []Finding{{"actor", ProblemType}},
-			func(e *record.SystemLog) bool { return e.Actor == nil }},
-		"object where a list is": {`{"uuid":"u","eventType":"e","target":{"id":"x"}}`, []Finding{{"target", ProblemType}},
-			func(e *record.SystemLog) bool { return len(e.Target) == 0 }},
-		"null and text in a list": {`{"uuid":"u","eventType":"e","target":[null,"x",{"id":"y"}]}`, []Finding{{"target[]", ProblemType}},
-			func(e *record.SystemLog) bool { return len(e.Target) == 1 && e.Target[0].ID == "y" }},
-		"bad member of a target": {`{"uuid":"u","eventType":"e","target":[{"id":1,"type":"User"}]}`, []Finding{{"target[].id", ProblemType}},
-			func(e *record.SystemLog) bool { return e.Target[0].Type == "User" }},
-		"31 September": {`{"uuid":"u","eventType":"e","published":"2017-09-31T22:23:07.777Z"}`, []Finding{{"published", ProblemTime}},
-			func(e *record.SystemLog) bool { return e.Published == nil }},
-		"time with an offset": {`{"uuid":"u","eventType":"e","published":"2026-01-05T12:00:00+02:00"}`, nil,
+			},
+		},
+		"number where a text is": {
+			`{"uuid":"u","eventType":"e","severity":3}`,
+			[]Finding{{"severity", ProblemType}},
+			func(e *record.SystemLog) bool { return e.Severity == "" },
+		},
+		"text where an object is": {
+			`{"uuid":"u","eventType":"e","actor":"alice"}`,
+			[]Finding{{"actor", ProblemType}},
+			func(e *record.SystemLog) bool { return e.Actor == nil },
+		},
+		"object where a list is": {
+			`{"uuid":"u","eventType":"e","target":{"id":"x"}}`,
+			[]Finding{{"target", ProblemType}},
+			func(e *record.SystemLog) bool { return len(e.Target) == 0 },
+		},
+		"null and text in a list": {
+			`{"uuid":"u","eventType":"e","target":[null,"x",{"id":"y"}]}`,
+			[]Finding{{"target[]", ProblemType}},
+			func(e *record.SystemLog) bool { return len(e.Target) == 1 && e.Target[0].ID == "y" },
+		},
+		"bad member of a target": {
+			`{"uuid":"u","eventType":"e","target":[{"id":1,"type":"User"}]}`,
+			[]Finding{{"target[].id", ProblemType}},
+			func(e *record.SystemLog) bool { return e.Target[0].Type == "User" },
+		},
+		"31 September": {
+			`{"uuid":"u","eventType":"e","published":"2017-09-31T22:23:07.777Z"}`,
+			[]Finding{{"published", ProblemTime}},
+			func(e *record.SystemLog) bool { return e.Published == nil },
+		},
+		"time with an offset": {
+			`{"uuid":"u","eventType":"e","published":"2026-01-05T12:00:00+02:00"}`, nil,
 			func(e *record.SystemLog) bool {
 				return e.Published.Equal(time.Date(2026, 1, 5, 10, 0, 0, 0, time.UTC)) && e.Published.Location() == time.UTC
-			}},
-		"number too large": {`{"uuid":"u","eventType":"e","securityContext":{"asNumber":1e40,"isProxy":true}}`, []Finding{{"securityContext.asNumber", ProblemRange}},
-			func(e *record.SystemLog) bool { return e.SecurityContext.ASNumber == nil && *e.SecurityContext.IsProxy }},
-		"double too large": {`{"uuid":"u","eventType":"e","client":{"geographicalContext":{"geolocation":{"lat":1e999,"lon":0}}}}`,
+			},
+		},
+		"number too large": {
+			`{"uuid":"u","eventType":"e","securityContext":{"asNumber":1e40,"isProxy":true}}`,
+			[]Finding{{"securityContext.asNumber", ProblemRange}},
+			func(e *record.SystemLog) bool { return e.SecurityContext.ASNumber == nil && *e.SecurityContext.IsProxy },
+		},
+		"double too large": {
+			`{"uuid":"u","eventType":"e","client":{"geographicalContext":{"geolocation":{"lat":1e999,"lon":0}}}}`,
 			[]Finding{{"client.geographicalContext.geolocation.lat", ProblemRange}},
 			func(e *record.SystemLog) bool {
 				g := e.Client.GeographicalContext.Geolocation
 				return g.Lat == nil && *g.Lon == 0
-			}},
-		"last of two keys": {`{"uuid":"u","eventType":"a","eventType":"b","actor":{"id":"1"},"actor":{"type":"User"}}`, nil,
+			},
+		},
+		"last of two keys": {
+			`{"uuid":"u","eventType":"a","eventType":"b","actor":{"id":"1"},"actor":{"type":"User"}}`, nil,
 			func(e *record.SystemLog) bool {
 				return e.EventType == "b" && e.Actor.ID == "" && e.Actor.Type == "User"
-			}},
-		"hook's chain": {`{"uuid":"u","eventType":"e","client":{"ipChain":[{"ip":"192.0.2.1"}]}}`, nil,
-			func(e *record.SystemLog) bool { return e.Request.IPChain[0].IP == "192.0.2.1" }},
-		"hook's chain beside an empty one": {`{"uuid":"u","eventType":"e","client":{"ipChain":[{"ip":"192.0.2.1"}]},"request":{"ipChain":[]}}`, nil,
-			func(e *record.SystemLog) bool { return e.Request.IPChain[0].IP == "192.0.2.1" }},
-		"both chains": {`{"uuid":"u","eventType":"e","request":{"ipChain":[{"ip":"192.0.2.2"}]},"client":{"ipChain":[{"ip":"192.0.2.1"}]}}`, nil,
+			},
+		},
+		"hook's chain": {
+			`{"uuid":"u","eventType":"e","client":{"ipChain":[{"ip":"192.0.2.1"}]}}`, nil,
+			func(e *record.SystemLog) bool { return e.Request.IPChain[0].IP == "192.0.2.1" },
+		},
+		"hook's chain beside an empty one": {
+			`{"uuid":"u","eventType":"e","client":{"ipChain":[{"ip":"192.0.2.1"}]},"request":{"ipChain":[]}}`, nil,
+			func(e *record.SystemLog) bool { return e.Request.IPChain[0].IP == "192.0.2.1" },
+		},
+		"both chains": {
+			`{"uuid":"u","eventType":"e","request":{"ipChain":[{"ip":"192.0.2.2"}]},"client":{"ipChain":[{"ip":"192.0.2.1"}]}}`, nil,
 			func(e *record.SystemLog) bool {
 				return len(e.Request.IPChain) == 1 && e.Request.IPChain[0].IP == "192.0.2.2"
-			}},
-		"our names in the event": {`{"uuid":"u","eventType":"e","json":"x","derived":{"org":"evil","copy":9},"enrichment":{"users":[{}]}}`, nil,
+			},
+		},
+		"our names in the event": {
+			`{"uuid":"u","eventType":"e","json":"x","derived":{"org":"evil","copy":9},"enrichment":{"users":[{}]}}`, nil,
 			func(e *record.SystemLog) bool {
 				return e.Derived.Org == "" && e.Enrichment == nil && e.JSON[0] == '{'
-			}},
-		"no event type": {`{"uuid":"u"}`, []Finding{{"eventType", ProblemGone}},
-			func(e *record.SystemLog) bool { return e.UUID == "u" }},
-		"no uuid": {`{"eventType":"user.session.start"}`, []Finding{{"uuid", ProblemGone}},
-			func(e *record.SystemLog) bool { return len(e.UUID) == 36 && e.UUID[14] == '8' }},
-		"uuid is a number": {`{"uuid":7,"eventType":"user.session.start"}`, []Finding{{"uuid", ProblemType}, {"uuid", ProblemGone}},
-			func(e *record.SystemLog) bool { return len(e.UUID) == 36 }},
-		"uuid without end": {`{"uuid":"` + strings.Repeat("x", 129) + `","eventType":"e"}`, []Finding{{"uuid", ProblemRange}, {"uuid", ProblemGone}},
-			func(e *record.SystemLog) bool { return len(e.UUID) == 36 }},
-		"escaped keys": {`{"\u0075uid":"u","eventType":"\u0065"}`, nil,
-			func(e *record.SystemLog) bool { return e.UUID == "u" && e.EventType == "e" }},
-		"names are exact": {`{"uuid":"u","EVENTTYPE":"e"}`, []Finding{{"eventType", ProblemGone}},
-			func(e *record.SystemLog) bool { return e.EventType == "" }},
-		"invalid UTF-8": {"{\"uuid\":\"u\",\"eventType\":\"e\xff\"}", nil,
-			func(e *record.SystemLog) bool { return e.EventType == "e\uFFFD" }},
-		"half a surrogate": {`{"uuid":"u","eventType":"\ud83dx\ude00\ud83d\ude00"}`, nil,
-			func(e *record.SystemLog) bool { return e.EventType == "\uFFFDx\uFFFD😀" }},
-		"deep, but allowed": {`{"uuid":"u","eventType":"e","more":` + strings.Repeat("[", 9_999) + strings.Repeat("]", 9_999) + `}`, nil,
-			func(e *record.SystemLog) bool { return e.UUID == "u" }},
-		"deep in an open object": {`{"uuid":"u","eventType":"e","debugContext":{"debugData":{"x":` + strings.Repeat("[", 9_000) + strings.Repeat("]", 9_000) + `}}}`, nil,
-			func(e *record.SystemLog) bool { return len(e.DebugContext.DebugData["x"]) == 18_000 }},
+			},
+		},
+		"no event type": {
+			`{"uuid":"u"}`,
+			[]Finding{{"eventType", ProblemGone}},
+			func(e *record.SystemLog) bool { return e.UUID == "u" },
+		},
+		"no uuid": {
+			`{"eventType":"user.session.start"}`,
+			[]Finding{{"uuid", ProblemGone}},
+			func(e *record.SystemLog) bool { return len(e.UUID) == 36 && e.UUID[14] == '8' },
+		},
+		"uuid is a number": {
+			`{"uuid":7,"eventType":"user.session.start"}`,
+			[]Finding{{"uuid", ProblemType}, {"uuid", ProblemGone}},
+			func(e *record.SystemLog) bool { return len(e.UUID) == 36 },
+		},
+		"uuid without end": {
+			`{"uuid":"` + strings.Repeat("x", 129) + `","eventType":"e"}`,
+			[]Finding{{"uuid", ProblemRange}, {"uuid", ProblemGone}},
+			func(e *record.SystemLog) bool { return len(e.UUID) == 36 },
+		},
+		"escaped keys": {
+			`{"\u0075uid":"u","eventType":"\u0065"}`, nil,
+			func(e *record.SystemLog) bool { return e.UUID == "u" && e.EventType == "e" },
+		},
+		"names are exact": {
+			`{"uuid":"u","EVENTTYPE":"e"}`,
+			[]Finding{{"eventType", ProblemGone}},
+			func(e *record.SystemLog) bool { return e.EventType == "" },
+		},
+		"invalid UTF-8": {
+			"{\"uuid\":\"u\",\"eventType\":\"e\xff\"}", nil,
+			func(e *record.SystemLog) bool { return e.EventType == "e\uFFFD" },
+		},
+		"half a surrogate": {
+			`{"uuid":"u","eventType":"\ud83dx\ude00\ud83d\ude00"}`, nil,
+			func(e *record.SystemLog) bool { return e.EventType == "\uFFFDx\uFFFD😀" },
+		},
+		"deep, but allowed": {
+			`{"uuid":"u","eventType":"e","more":` + strings.Repeat("[", 9_999) + strings.Repeat("]", 9_999) + `}`, nil,
+			func(e *record.SystemLog) bool { return e.UUID == "u" },
+		},
+		"deep in an open object": {
+			`{"uuid":"u","eventType":"e","debugContext":{"debugData":{"x":` + strings.Repeat("[", 9_000) + strings.Repeat("]", 9_000) + `}}}`, nil,
+			func(e *record.SystemLog) bool { return len(e.DebugContext.DebugData["x"]) == 18_000 },
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ev, found, err := FromJSON([]byte(tc.doc), testMask(t))
