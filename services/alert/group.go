@@ -300,7 +300,7 @@ func union(l []string, more ...string) []string {
 	out := l
 	for _, s := range more {
 		if s != "" && len(out) < maxSet && !slices.Contains(out, s) {
-			out = append(out[:len(out):len(out)], s)
+			out = append(slices.Clip(out), s)
 		}
 	}
 	return out

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -85,9 +86,7 @@ func newHooked(t testing.TB) *hooked {
 		if h.answer != nil {
 			rec := httptest.NewRecorder()
 			h.answer(n, rec)
-			for k, v := range rec.Header() {
-				w.Header()[k] = v
-			}
+			maps.Copy(w.Header(), rec.Header())
 			if w.WriteHeader(rec.Code); rec.Code/100 != 2 {
 				return
 			}

@@ -112,8 +112,8 @@ func carried(ev *record.SystemLog) uint16 {
 
 // holds says whether anything is written for a section beside its being there: an object inside it counts as something.
 func holds(section reflect.Value) bool {
-	for i := range section.NumField() {
-		switch f := section.Field(i); f.Kind() {
+	for _, field := range section.Fields() {
+		switch f := field; f.Kind() {
 		case reflect.Slice, reflect.Map:
 			if f.Len() > 0 {
 				return true

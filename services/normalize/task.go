@@ -98,8 +98,7 @@ func (t *task) handle(ctx context.Context, m bus.Message, out *bus.Emit) (result
 	found, err := systemlog.Read(raw.JSON, t.mask, ev)
 	if err != nil {
 		class := "unreadable"
-		var unread *systemlog.Error
-		if errors.As(err, &unread) {
+		if unread, ok := errors.AsType[*systemlog.Error](err); ok {
 			class = unread.Class
 		}
 		t.s.m.unreadable.With(class).Inc()

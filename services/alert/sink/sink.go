@@ -110,8 +110,8 @@ type Option struct {
 func OptionsOf[T any]() []Option {
 	t := reflect.TypeFor[T]()
 	var out []Option
-	for i := range t.NumField() {
-		f := t.Field(i)
+	for f := range t.Fields() {
+		f := f
 		o := Option{Name: f.Tag.Get("json"), Default: f.Tag.Get("default"), Doc: f.Tag.Get("doc")}
 		switch f.Type {
 		case reflect.TypeFor[string]():
@@ -148,8 +148,7 @@ func Unmarshal[T any](raw []byte, into *T) error {
 		names = append(names, o.Name)
 	}
 	what := strings.TrimPrefix(err.Error(), "json: ")
-	var typ *json.UnmarshalTypeError
-	if errors.As(err, &typ) {
+	if typ, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
 		what = "with." + typ.Field + " is not of the type it must be"
 	}
 	return fmt.Errorf("%s; the options of this sink are %s", what, strings.Join(names, ", "))

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"strings"
 	"sync"
 	"testing"
@@ -68,9 +69,7 @@ func Run(t *testing.T, k sink.Kind, fake func(t *testing.T) Fake) {
 	t.Run("refuses unknown options and names those there are", func(t *testing.T) {
 		f := fake(t)
 		with := map[string]any{"no_such_option": 1}
-		for o, v := range f.With {
-			with[o] = v
-		}
+		maps.Copy(with, f.With)
 		raw, _ := json.Marshal(with)
 		_, err := k.New(raw, f.Deps)
 		if err == nil || !strings.Contains(err.Error(), "no_such_option") || len(k.Options) > 0 && !strings.Contains(err.Error(), k.Options[0].Name) {

@@ -168,8 +168,7 @@ func (w *webhook) Deliver(ctx context.Context, n sink.Notification) error {
 	}
 	resp, err := w.client.Do(req)
 	if err != nil {
-		var u *url.Error
-		if errors.As(err, &u) {
+		if u, ok := errors.AsType[*url.Error](err); ok {
 			err = u.Err // without the URL: its path or query may hold a token
 		}
 		return fmt.Errorf("post to %s: %w", req.URL.Host, err)
