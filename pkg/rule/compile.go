@@ -408,6 +408,7 @@ func (c *Compiled) Judge(ev *Event) (hit bool, exception string, err error) {
 		if hit, err = c.evalBool(ev, c.where); !hit {
 			return false, "", err
 		}
+	case yes:
 	}
 	for i := range c.exceptions {
 		e := &c.exceptions[i]

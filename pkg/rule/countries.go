@@ -15,7 +15,7 @@ var countries = sync.OnceValue(func() []country {
 	var out []country
 	for line := range strings.Lines(countryNames) {
 		code, names, _ := strings.Cut(strings.TrimSpace(line), " ")
-		for _, n := range strings.Split(names, "|") {
+		for n := range strings.SplitSeq(names, "|") {
 			out = append(out, country{foldCountry(n), code})
 		}
 	}

@@ -174,6 +174,7 @@ func readRisk(v any, r *record.Risk) {
 }
 
 func anyKey(c byte) bool { return c != ',' && c != '=' && c != '{' && c != '}' && c != '[' && c != ']' }
+
 func letterKey(c byte) bool {
 	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
 }
@@ -217,7 +218,7 @@ func (e *Event) rawAt(path string) string {
 		e.raw, e.rawRead = decodeJSON(string(e.view.JSON())), true
 	}
 	cur := e.raw
-	for _, seg := range strings.Split(path, ".") {
+	for seg := range strings.SplitSeq(path, ".") {
 		next, ok := step(cur, seg)
 		if !ok {
 			return ""
@@ -290,7 +291,7 @@ func jsonValues(s, path string) []string {
 	if cur[0] == nil {
 		return nil
 	}
-	for _, seg := range strings.Split(path, ".") {
+	for seg := range strings.SplitSeq(path, ".") {
 		var next []any
 		for _, v := range cur {
 			if text, ok := v.(string); ok {

@@ -83,6 +83,7 @@ func fieldOf(rf record.Field) *field {
 		f.kind, f.obj = kindObject, rf.Obj
 	case record.KindObjects:
 		f.kind, f.length, f.at = kindObjects, rf.Len, rf.At
+	case record.KindBytes: // the JSON, read by event.raw
 	}
 	return f
 }

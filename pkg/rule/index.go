@@ -100,6 +100,7 @@ func (c *condition) judge(v *record.SystemLogView) verdict {
 				return no
 			case maybe:
 				out = maybe
+			case yes:
 			}
 		}
 		return out
@@ -111,9 +112,11 @@ func (c *condition) judge(v *record.SystemLogView) verdict {
 				return yes
 			case maybe:
 				out = maybe
+			case no:
 			}
 		}
 		return out
+	case condMaybe:
 	}
 	return maybe
 }
@@ -178,6 +181,7 @@ func (c *condition) eventTypes() EventTypes {
 		slices.Sort(out.Globs)
 		out.Exact, out.Globs = slices.Compact(out.Exact), slices.Compact(out.Globs)
 		return out
+	case condMaybe, condTrue:
 	}
 	return EventTypes{All: true}
 }

@@ -177,8 +177,7 @@ func ParseList(file string, src []byte) (*List, []Problem) {
 			}
 			if err != nil {
 				line, col := 1, 1
-				var at *csv.ParseError
-				if errors.As(err, &at) {
+				if at, ok := errors.AsType[*csv.ParseError](err); ok {
 					line, col = at.StartLine, max(at.Column, 1)
 				}
 				d.problems = append(d.problems, Problem{file, line, col, checkList, fmt.Sprintf("not CSV: %v", err)})

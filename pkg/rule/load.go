@@ -431,6 +431,7 @@ func (l *Loader) loadPacks(files []sourceFile, set *Set, problems *[]Problem) {
 			if _, ok := packs[dir]; !ok {
 				packs[dir] = Pack{Name: dir, Title: dir}
 			}
+		default:
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(packs)) {

@@ -114,8 +114,7 @@ func parseYAML(file string, src []byte) (d *document, root yamlast.Node) {
 	f, err := parser.ParseBytes(src, 0, parser.AllowDuplicateMapKey())
 	if err != nil {
 		off, msg := 0, err.Error()
-		var syn yaml.Error
-		if errors.As(err, &syn) {
+		if syn, ok := errors.AsType[yaml.Error](err); ok {
 			msg = syn.GetMessage()
 			if syn.GetToken() != nil {
 				off = d.offset(syn.GetToken().Position)
