@@ -28,7 +28,7 @@ import (
 // Config is the section alert of the configuration.
 type Config struct {
 	Receivers   []Receiver    `yaml:"receivers"`    // empty: one terminal
-	Backfill    bool          `yaml:"backfill"`     // true: detections of backfills and replays become alerts too, each lane its own
+	Backfill    bool          `yaml:"backfill"`     // true: detections of backfills and replays become alerts too, each lane has its own
 	ForgetAfter time.Duration `yaml:"forget_after"` // zero: 720h; an alert without change for so long is closed as stale, a closed one takes no more updates
 	Workers     int           `yaml:"workers"`      // zero: 16; deliveries at once
 	MaxPending  int           `yaml:"max_pending"`  // zero: 10,000; notifications of one partition that wait, beyond it the oldest are given up, counted and told
@@ -207,7 +207,11 @@ func (s *Service) Run(ctx context.Context) error {
 	case <-done:
 	case <-time.After(stopWait):
 		stopJobs()
-		<-done
+		select {
+		case <-done:
+		case <-time.After(stopWait):
+			s.log.Warn("a sink does not end: left behind; what it was sending is sent again after the next start, under the same key")
+		}
 	}
 	return err
 }

@@ -111,6 +111,8 @@ func (t *task) detection(d *record.Detection) string {
 		return "repeated"
 	case ok:
 		return t.update(k, known, d)
+	case d.Backfill && !t.s.cfg.Backfill:
+		return "backfill"
 	case d.Mode != modeAlert && d.Mode != "" && (!isHealth(d.Kind) || d.Mode == modeShadow):
 		return "not_for_people"
 	case d.Withdrawn:

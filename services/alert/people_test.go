@@ -164,4 +164,35 @@ func TestOtherLanes(t *testing.T) {
 	if got := task.detection(detection("f9", "d9", lane("run1"))); got != "other_lane" {
 		t.Error(got)
 	}
+	if got := task.detection(detection("f9", "d9", func(d *record.Detection) { d.Backfill = true })); got != "backfill" {
+		t.Error(got)
+	}
+}
+
+func TestMinSeverity(t *testing.T) {
+	s := sketch(t, &fakeSink{}, &fakeSink{})
+	s.receivers[1].least = 4
+	task := newTask(s, 0)
+	told := func() (n [2]int) {
+		for _, r := range task.outbox.All() {
+			n[r.Receiver[1]-'0']++
+		}
+		return n
+	}
+	change := func(update int64, severity int32) *record.Detection {
+		return detection("f1", "d1", func(d *record.Detection) { d.Update, d.Severity = update, severity })
+	}
+	task.detection(change(1, 3))
+	if got := told(); got != [2]int{1, 0} {
+		t.Errorf("medium: %v", got)
+	}
+	task.detection(change(2, 4))
+	if got := told(); got != [2]int{2, 1} {
+		t.Errorf("high: %v", got)
+	}
+	task.detection(change(3, 2))
+	task.detection(detection("f1", "d1", func(d *record.Detection) { d.Update, d.Severity, d.Withdrawn = 4, 2, true }))
+	if got := told(); got != [2]int{3, 2} {
+		t.Errorf("closed: who was told of the alert is told of its end: %v", got)
+	}
 }

@@ -196,8 +196,9 @@ func (t *task) notify(a *alertState, kind string, d *record.Detection) {
 		Key: fmt.Sprintf("%s.%d", a.Alert.ID, a.Sent), Type: kind, At: now, Alert: forPeople(a, d, t.s.isTest(a.Alert.Org)),
 	}
 	for _, r := range t.s.receivers {
-		// Who was told of an alert is told of its end too: an alert never gets less severe.
-		if t.isGone(r) || a.Alert.Severity < r.least {
+		// Who was once told of an alert is told of its end too, less severe or not.
+		told := slices.ContainsFunc(a.Alert.Deliveries, func(x record.AlertDelivery) bool { return x.Receiver == r.name })
+		if t.isGone(r) || a.Alert.Severity < r.least && !told {
 			continue
 		}
 		id := fmt.Sprintf("%s/%08d/%s", a.Alert.ID, a.Sent, r.name)
