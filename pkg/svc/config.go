@@ -258,7 +258,7 @@ func override(environ, sets []string, v reflect.Value, others []string) error {
 				continue
 			}
 		}
-		if slices.Contains(others, keys[0]) {
+		if _, own := fieldsOf(v.Type())[keys[0]]; !own && slices.Contains(others, keys[0]) {
 			continue
 		}
 		if err := set(v, nil, keys, value); err != nil {
@@ -272,7 +272,7 @@ func override(environ, sets []string, v reflect.Value, others []string) error {
 			continue
 		}
 		keys := strings.Split(name, ".")
-		if slices.Contains(others, keys[0]) {
+		if _, own := fieldsOf(v.Type())[keys[0]]; !own && slices.Contains(others, keys[0]) {
 			continue
 		}
 		if err := set(v, nil, keys, value); err != nil {

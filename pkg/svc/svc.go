@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/oktawatch/oktawatch/pkg/metrics"
+	"github.com/oktawatch/oktawatch/pkg/topics"
 )
 
 // Exit codes of every process.
@@ -177,7 +178,7 @@ func (m program) main(ctx context.Context, run func(ctx context.Context, p *Proc
 	var common struct {
 		Common `yaml:",inline"`
 	}
-	if err := m.loadSections(f, reflect.ValueOf(&common), m.name); err != nil {
+	if err := m.loadSections(f, reflect.ValueOf(&common), append(sections(), m.name)...); err != nil {
 		return m.fail(err)
 	}
 	if err := common.fallbacks(m.environ); err != nil {
@@ -187,7 +188,7 @@ func (m program) main(ctx context.Context, run func(ctx context.Context, p *Proc
 	p.InstanceID = p.Common.InstanceID
 	p.load = func(into any) error {
 		w := wrap(m.name, into)
-		if err := m.loadSections(f, w, commonKeys()...); err != nil {
+		if err := m.loadSections(f, w, append(sections(), commonKeys()...)...); err != nil {
 			return err
 		}
 		reflect.ValueOf(into).Elem().Set(w.Elem().Field(0))
@@ -206,6 +207,12 @@ func (m program) main(ctx context.Context, run func(ctx context.Context, p *Proc
 		return ExitOK
 	}
 	return m.serve(ctx, p, run)
+}
+
+// sections are the top-level keys of the one file that serves every service and `oktawatch up` alike: a process reads its own and passes
+// the others over.
+func sections() []string {
+	return append(topics.Principals(), "data_dir", "embedded", "sim")
 }
 
 // loadSections fills the struct v points to; others are the top-level keys that are somebody else's.

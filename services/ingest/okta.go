@@ -185,6 +185,9 @@ func (o *org) failed(what string, a *answer, err error) error {
 	if err == nil {
 		return nil
 	}
+	if te, ok := errors.AsType[*tokenError](err); ok {
+		err = te // without the address around it
+	}
 	return fmt.Errorf("%s: %w", what, err)
 }
 

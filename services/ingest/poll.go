@@ -44,6 +44,7 @@ type poller struct {
 	beat     time.Time // when the status was last written
 	told     string    // state last written
 	failures int       // in a row
+	token    string    // of the last request
 	limit    int       // events a page while Okta cannot answer larger ones; 0: what the link says
 	window   time.Time // end of the rate window
 	used     int64     // requests of ours in it
@@ -93,7 +94,7 @@ func (p *poller) own(ctx context.Context) error {
 	}
 	defer txn.Close()
 	p.txn = txn
-	p.beat, p.told, p.failures, p.limit = time.Time{}, "", 0, 0
+	p.beat, p.told, p.failures = time.Time{}, "", 0
 	p.st, p.warn = p.src.status(partPoll), p.s.find.before(p.src.id, partPoll)
 	defer p.farewell(ctx)
 
@@ -212,6 +213,7 @@ func (p *poller) poll(ctx context.Context, org string) (time.Duration, error) {
 		at = withLimit(at, p.limit)
 	}
 	began := time.Now()
+	p.token, _ = p.src.token()
 	pg, err := p.src.client.logs(ctx, at)
 	if ctx.Err() != nil {
 		return 0, ctx.Err()
@@ -233,6 +235,7 @@ func (p *poller) poll(ctx context.Context, org string) (time.Duration, error) {
 		full = false // a link that leads to itself is not followed at once
 	}
 	if err := p.commit(ctx, org, pg, full, mostEvent); err != nil {
+		p.limit = max(1, len(pg.events)/2) // should it be that the page is too much for one transaction
 		return 0, err
 	}
 	p.s.m.page.With(p.src.id).Observe(time.Since(began).Seconds())
@@ -527,12 +530,11 @@ func (p *poller) untilTokenChanges(ctx context.Context) (time.Duration, error) {
 	if err := p.tell(ctx); err != nil {
 		return 0, err
 	}
-	was, _ := p.src.token()
 	for waited := time.Duration(0); waited < slowly; waited += time.Second {
 		if err := p.rest(ctx, time.Second); err != nil {
 			return 0, err
 		}
-		if now, err := p.src.token(); err == nil && now != was {
+		if now, err := p.src.token(); err == nil && now != p.token {
 			p.log.Info("the token has changed: trying again")
 			return 0, nil
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -28,7 +29,8 @@ type sources struct {
 	log   *slog.Logger
 	table *bus.Table
 
-	changed chan struct{} // something below is new
+	ctx     context.Context //nolint:containedctx // of run, for what the tables call
+	changed chan struct{}   // something below is new
 
 	mu         sync.Mutex
 	wanted     map[string]*record.Source
@@ -69,6 +71,7 @@ func (x *sources) resume(id string) bool {
 
 func (x *sources) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
+	x.ctx = ctx
 	if x.s.has(roleHook) {
 		if err := x.s.hookSecrets(); err != nil {
 			return err
@@ -177,10 +180,40 @@ func (x *sources) watch(ctx context.Context) error {
 	}
 }
 
+// decode reads a table's record, and waits for the registry where that is what fails: a record passed over would be missing for good.
+func decode[R any, P interface {
+	*R
+	record.Record
+}](x *sources, t topics.Topic, key string, value []byte,
+) (P, error) {
+	var r P
+	err := x.try(x.ctx, "decode "+t.Name, func(ctx context.Context) (err error) {
+		r, err = bus.Decode[R, P](ctx, x.s.deps.Bus, bus.Message{Topic: t, Key: []byte(key), Value: value})
+		if passing(err) {
+			return err
+		}
+		return nil
+	})
+	if err == nil && r == nil {
+		err = fmt.Errorf("record %q of %s is no %s", key, t.Name, t.Record)
+	}
+	return r, err
+}
+
+// passing says whether an error of decoding is the registry's, not the record's.
+func passing(err error) bool {
+	var temporary interface{ Temporary() bool }
+	if errors.As(err, &temporary) && temporary.Temporary() {
+		return true
+	}
+	_, isNet := errors.AsType[net.Error](err)
+	return isNet || errors.Is(err, context.DeadlineExceeded)
+}
+
 func (x *sources) applySource(key string, value []byte) {
 	var src *record.Source
 	if len(value) > 0 {
-		r, err := bus.Decode[record.Source](context.Background(), x.s.deps.Bus, bus.Message{Topic: topics.Sources, Key: []byte(key), Value: value})
+		r, err := decode[record.Source](x, topics.Sources, key, value)
 		if err != nil || r.ID != key {
 			x.log.Error("a record of okta.sources.v1 is not readable and is passed over", "source", key, "error", fmt.Sprint(err))
 			return
@@ -201,7 +234,7 @@ func (x *sources) applyStatus(key string, value []byte) {
 	if len(value) == 0 {
 		return
 	}
-	r, err := bus.Decode[record.SourceStatus](context.Background(), x.s.deps.Bus, bus.Message{Topic: topics.SourceStatus, Key: []byte(key), Value: value})
+	r, err := decode[record.SourceStatus](x, topics.SourceStatus, key, value)
 	if err == nil {
 		x.s.find.learn(r.SourceID, r.Part, r.Warnings)
 	}
