@@ -317,6 +317,7 @@ func (l *Loader) Load(sources ...Source) (*Set, []Problem, error) {
 		fmt.Fprintf(sum, "%s %v\n", name, set.Lists[name].entries)
 	}
 	set.Hash = hex.EncodeToString(sum.Sum(nil)[:16])
+	maps.DeleteFunc(stale, func(_ string, is bool) bool { return !is })
 	set.Stale = slices.Sorted(maps.Keys(stale))
 	problems = slices.Compact(sortProblems(problems))
 	return set, problems, nil
@@ -493,9 +494,13 @@ func (l *Loader) loadOverlays(files []sourceFile, problems *[]Problem, stale map
 	slices.SortStableFunc(sorted, func(a, b sourceFile) int { return strings.Compare(path.Base(a.path), path.Base(b.path)) })
 	var out []*overlay
 	for _, f := range sorted {
-		if os, ok := lastGood(l, f, parseOverlays, problems, stale); ok {
-			out = append(out, os...)
+		os, ps := parseOverlays(f.name, f.src)
+		if len(ps) > 0 {
+			*problems = append(*problems, ps...)
+			os = l.overlays[f.name] // the last that also fitted the rules
+			stale[f.name] = len(os) > 0
 		}
+		out = append(out, os...)
 	}
 	return out
 }
@@ -521,7 +526,7 @@ func (l *Loader) compileAll(set *Set, rules []*Rule, overlays []*overlay, proble
 					next = append(next, o)
 				} else if first := i == 0 || overlays[i-1].file != o.file; first && !stale[o.file] {
 					next = append(next, l.overlays[o.file]...)
-					stale[o.file] = true
+					stale[o.file] = len(l.overlays[o.file]) > 0
 				}
 			}
 			overlays = next

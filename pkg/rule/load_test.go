@@ -183,7 +183,13 @@ func TestReloads(t *testing.T) {
 		"- {rules: [a], exceptions: [{name: e, when: event.nope == 1, reason: r}]}\n": "site/overlays/3.yaml:1:50: cel: exception e: there is no field nope here",
 	} {
 		put(d.site, "overlays/3.yaml", text)
-		d.want("a(low alert A) b(high signal B) stale site/overlays/3.yaml", problem)
+		d.want("a(low alert A) b(high signal B)", problem)
+	}
+	put(d.site, "overlays/3.yaml", "- {rules: [a], severity: medium}\n")
+	d.want("a(medium alert A) b(high signal B)", "")
+	for _, text := range []string{"- {rules: [a], severty: high}\n", "- {rules: [none], severity: high}\n"} {
+		put(d.site, "overlays/3.yaml", text)
+		d.want("a(medium alert A) b(high signal B) stale site/overlays/3.yaml", "site/overlays/3.yaml")
 	}
 	delete(d.site, "overlays/3.yaml")
 	d.want("a(low alert A) b(high signal B)", "")

@@ -164,8 +164,18 @@ func checkedName(d *document, p pair, what string) bool {
 	return true
 }
 
+// atMost refuses more of something than a rule needs: each costs time to compile.
+func atMost[T any](d *document, n yamlast.Node, what string, list []T, most int) []T {
+	if len(list) > most {
+		d.add(d.nodeOffset(n), checkCost, "%s has %d entries, at most %d are allowed", what, len(list), most)
+		return nil
+	}
+	return list
+}
+
 func readNamed(d *document, n yamlast.Node, what string) []Named {
 	ps, _ := d.pairs(n, what)
+	ps = atMost(d, n, what, ps, maxNamed)
 	out := make([]Named, 0, len(ps))
 	for _, p := range ps {
 		if !checkedName(d, p, what) {
@@ -181,6 +191,7 @@ func readNamed(d *document, n yamlast.Node, what string) []Named {
 
 func readParams(d *document, n yamlast.Node, what string) []Param {
 	ps, _ := d.pairs(n, what)
+	ps = atMost(d, n, what, ps, maxNamed)
 	out := make([]Param, 0, len(ps))
 	for _, p := range ps {
 		if !checkedName(d, p, what) {
@@ -338,6 +349,7 @@ var exceptionKeys = []string{"name", "when", "reason", "owner", "ticket", "expir
 
 func readExceptions(d *document, n yamlast.Node, overlay string) []Exception {
 	items, _ := d.items(n, "exceptions")
+	items = atMost(d, n, "exceptions", items, maxNamed)
 	out := make([]Exception, 0, len(items))
 	for _, it := range items {
 		fs, ok := d.fields(it, "an exception", exceptionKeys...)
@@ -384,10 +396,12 @@ func (r *Rule) readAlert(d *document, n yamlast.Node) {
 		if s, ok := d.text(p.value, "alert.title"); ok {
 			e, _ := d.expr(p.value, "alert.title")
 			r.Title = parseTemplate(s, e.at)
+			r.Title.parts = atMost(d, p.value, "alert.title", r.Title.parts, maxNamed)
 		}
 	}
 	if p, ok := fs["severity_when"]; ok {
 		items, _ := d.items(p.value, "severity_when")
+		items = atMost(d, p.value, "severity_when", items, maxNamed)
 		for _, it := range items {
 			f, ok := d.fields(it, "an entry of severity_when", "when", "severity")
 			if !ok {
@@ -420,6 +434,7 @@ func (r *Rule) readAlert(d *document, n yamlast.Node) {
 		}
 		if k, ok := f["key"]; ok {
 			items, _ := d.items(k.value, "dedup.key")
+			items = atMost(d, k.value, "dedup.key", items, maxKeyParts)
 			for _, it := range items {
 				if e, ok := d.expr(it, "an entry of dedup.key"); ok {
 					r.Alert.DedupKey = append(r.Alert.DedupKey, e)

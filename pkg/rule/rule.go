@@ -86,6 +86,9 @@ func Kinds() []Kind {
 const (
 	MaxFileBytes       = 256 << 10
 	maxYAMLDepth       = 64
+	maxProblems        = 50  // told of one file
+	maxNamed           = 200 // vars, params, values of context, exceptions, cases of severity_when
+	maxKeyParts        = 6
 	maxExprChars       = 4000
 	maxComprehensions  = 3 // nested
 	maxExprCost        = 2_000_000

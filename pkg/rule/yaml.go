@@ -28,6 +28,9 @@ type place struct {
 }
 
 func (d *document) add(off int, check, format string, args ...any) {
+	if len(d.problems) >= maxProblems {
+		return
+	}
 	line, col := d.lineCol(off)
 	d.problems = append(d.problems, Problem{d.file, line, col, check, fmt.Sprintf(format, args...)})
 }
@@ -233,6 +236,7 @@ func (d *document) pairs(n yamlast.Node, what string) ([]pair, bool) {
 		return nil, false
 	}
 	out := make([]pair, 0, len(values))
+	first := make(map[string]int, len(values))
 	for _, v := range values {
 		off := d.nodeOffset(v.Key)
 		var key string
@@ -245,11 +249,12 @@ func (d *document) pairs(n yamlast.Node, what string) ([]pair, bool) {
 			d.add(off, checkType, "a key of %s is no text: write key: value", what)
 			continue
 		}
-		if i := slices.IndexFunc(out, func(p pair) bool { return p.key == key }); i >= 0 {
-			line, _ := d.lineCol(out[i].keyOff)
+		if at, ok := first[key]; ok {
+			line, _ := d.lineCol(at)
 			d.add(off, checkRepeatedKey, "%s stands here a second time, first in line %d: keep one", key, line)
 			continue
 		}
+		first[key] = off
 		out = append(out, pair{key, off, v.Value})
 	}
 	return out, true
