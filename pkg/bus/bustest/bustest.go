@@ -80,7 +80,11 @@ func StartWith(t testing.TB, opts []Option, ts ...topics.Topic) *Broker {
 		}
 		b.RegistryURL = os.Getenv("SCHEMA_REGISTRY_URL")
 	} else {
-		cluster, err := kfake.NewCluster(append([]kfake.Opt{kfake.NumBrokers(1), kfake.DefaultNumPartitions(int(c.partitions))}, c.kfake...)...)
+		cluster, err := kfake.NewCluster(append([]kfake.Opt{
+			kfake.NumBrokers(1), kfake.DefaultNumPartitions(int(c.partitions)),
+			// Its own compaction takes records of open transactions for committed ones.
+			kfake.BrokerConfigs(map[string]string{"log.cleaner.backoff.ms": "315360000000"}),
+		}, c.kfake...)...)
 		if err != nil {
 			t.Fatalf("start kfake: %v", err)
 		}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/oktawatch/oktawatch/pkg/bus"
@@ -261,4 +262,39 @@ func TestRunAssigned(t *testing.T) {
 	settled(map[string]int{"one": 2, "two": 2})
 	one.stop(t)
 	settled(map[string]int{"two": 4})
+}
+
+// TestTableAfterCompaction opens a table whose last offsets hold nothing any more: it is complete all the same, and soon.
+func TestTableAfterCompaction(t *testing.T) {
+	t.Parallel()
+	b := bustest.StartWith(t, []bustest.Option{bustest.InProcess()}, topics.Cursors)
+	one := b.Bus(t, "one")
+	for i := range 10 {
+		b.Write(t, topics.Cursors, "gone", fmt.Sprint(i), "stays", fmt.Sprint(i))
+	}
+	if err := one.Sender().SendRaw(t.Context(), topics.Cursors, "gone", nil); err != nil {
+		t.Fatal(err)
+	}
+	zero := "0"
+	if _, err := b.Admin().AlterTopicConfigs(t.Context(), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "delete.retention.ms", Value: &zero}}, topics.Cursors.Full(b.Prefix)); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		time.Sleep(50 * time.Millisecond)
+		b.Cluster.Compact()
+	}
+	var tb table
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+	defer cancel()
+	opened, err := one.OpenTable(ctx, topics.Cursors, tb.apply)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("complete after %v", time.Since(began))
+	if tb.get("stays") != "9" || tb.get("gone") != "" {
+		t.Errorf("table: %v", tb.m)
+	}
+	cancel()
+	<-opened.Done()
 }
