@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	_ "time/tzdata" // rules name time zones; the image has none
 
 	"github.com/oktawatch/oktawatch/pkg/svc"
 	"github.com/oktawatch/oktawatch/rules"
