@@ -30,6 +30,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"github.com/twmb/franz-go/pkg/kversion"
 	"github.com/twmb/franz-go/pkg/sasl"
+	"github.com/twmb/franz-go/pkg/sasl/oauth"
 	"github.com/twmb/franz-go/pkg/sasl/plain"
 	"github.com/twmb/franz-go/pkg/sasl/scram"
 
@@ -56,9 +57,10 @@ type TLS struct {
 
 // SASL logs in.
 type SASL struct {
-	Mechanism    string `yaml:"mechanism"`     // PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; empty: no login
-	Username     string `yaml:"username"`      // who logs in
-	PasswordFile string `yaml:"password_file"` // a file that holds the password alone
+	Mechanism    string `yaml:"mechanism"`     // PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER; empty: no login
+	Username     string `yaml:"username"`      // of all but OAUTHBEARER
+	PasswordFile string `yaml:"password_file"` // a file that holds the password alone, read at each login
+	TokenFile    string `yaml:"token_file"`    // of OAUTHBEARER: a file that holds the token alone, kept fresh by others
 }
 
 // Deps are what a bus works with.
@@ -85,6 +87,8 @@ type Bus struct {
 	closed bool
 }
 
+const mechanisms = "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER"
+
 // New checks the configuration and builds a bus. It touches neither network nor disk.
 func New(cfg Config, deps Deps) (*Bus, error) {
 	if len(cfg.Brokers) == 0 {
@@ -98,14 +102,18 @@ func New(cfg Config, deps Deps) (*Bus, error) {
 	switch strings.ToUpper(cfg.SASL.Mechanism) {
 	case "":
 		if cfg.SASL.Username != "" || cfg.SASL.PasswordFile != "" {
-			return nil, errors.New("kafka.sasl: a username without a mechanism: set kafka.sasl.mechanism to PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
+			return nil, errors.New("kafka.sasl: a username without a mechanism: set kafka.sasl.mechanism to " + mechanisms)
 		}
 	case "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512":
 		if cfg.SASL.Username == "" || cfg.SASL.PasswordFile == "" {
 			return nil, fmt.Errorf("kafka.sasl: %s needs username and password_file", cfg.SASL.Mechanism)
 		}
+	case "OAUTHBEARER":
+		if cfg.SASL.TokenFile == "" {
+			return nil, errors.New("kafka.sasl: OAUTHBEARER needs token_file")
+		}
 	default:
-		return nil, fmt.Errorf("kafka.sasl.mechanism: %q is not known: use PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512", cfg.SASL.Mechanism)
+		return nil, fmt.Errorf("kafka.sasl.mechanism: %q is not known: use %s", cfg.SASL.Mechanism, mechanisms)
 	}
 	if (cfg.TLS.CertFile == "") != (cfg.TLS.KeyFile == "") {
 		return nil, errors.New("kafka.tls: cert_file and key_file go together: set both or neither")
@@ -260,23 +268,22 @@ func (b *Bus) options(role string) ([]kgo.Opt, error) {
 		opts = append(opts, kgo.DialTLSConfig(conf))
 	}
 	if s := b.cfg.SASL; s.Mechanism != "" {
-		// The password is read at each login: a rotated one works without a restart.
-		password := func() (string, error) {
-			text, err := os.ReadFile(s.PasswordFile)
-			if err != nil {
-				return "", fmt.Errorf("read kafka.sasl.password_file: %w", err)
-			}
-			return strings.TrimRight(string(text), "\r\n"), nil
-		}
-		if _, err := password(); err != nil {
-			return nil, err
-		}
+		// Read at each login: a rotated one works without a restart.
+		password := func() (string, error) { return secret("kafka.sasl.password_file", s.PasswordFile) }
+		token := func() (string, error) { return secret("kafka.sasl.token_file", s.TokenFile) }
 		scramAuth := func(context.Context) (scram.Auth, error) {
 			pass, err := password()
 			return scram.Auth{User: s.Username, Pass: pass}, err
 		}
 		var mechanism sasl.Mechanism
+		read := password
 		switch strings.ToUpper(s.Mechanism) {
+		case "OAUTHBEARER":
+			read = token
+			mechanism = oauth.Oauth(func(context.Context) (oauth.Auth, error) {
+				t, err := token()
+				return oauth.Auth{Token: t}, err
+			})
 		case "PLAIN":
 			mechanism = plain.Plain(func(context.Context) (plain.Auth, error) {
 				pass, err := password()
@@ -287,9 +294,20 @@ func (b *Bus) options(role string) ([]kgo.Opt, error) {
 		default:
 			mechanism = scram.Sha512(scramAuth)
 		}
+		if _, err := read(); err != nil {
+			return nil, err
+		}
 		opts = append(opts, kgo.SASL(mechanism))
 	}
 	return opts, nil
+}
+
+func secret(what, file string) (string, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return "", fmt.Errorf("read %s: %w", what, err)
+	}
+	return strings.TrimRight(string(text), "\r\n"), nil
 }
 
 // kafkaLog passes what the client says on. Its warnings are news of retries, which the bus judges itself: debug.

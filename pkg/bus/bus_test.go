@@ -29,6 +29,7 @@ func TestConfig(t *testing.T) {
 		"mechanism":            {Config{Brokers: ok, SASL: SASL{Mechanism: "GSSAPI"}}, `"GSSAPI" is not known`},
 		"no mechanism":         {Config{Brokers: ok, SASL: SASL{Username: "u"}}, "without a mechanism"},
 		"no password":          {Config{Brokers: ok, SASL: SASL{Mechanism: "PLAIN", Username: "u"}}, "needs username and password_file"},
+		"no token":             {Config{Brokers: ok, SASL: SASL{Mechanism: "OAUTHBEARER"}}, "needs token_file"},
 		"half a certificate":   {Config{Brokers: ok, TLS: TLS{CertFile: "c"}}, "cert_file and key_file go together"},
 		"complete and lowcase": {Config{Brokers: ok, SASL: SASL{Mechanism: "scram-sha-512", Username: "u", PasswordFile: "f"}}, ""},
 	} {

@@ -47,6 +47,8 @@ type session struct {
 
 	busy sync.Mutex // held while a transaction is under way
 
+	refusals int // commits in a row that the broker would not take; the loop's own
+
 	// of RunAssigned; the loop's own
 	told, tellTries int
 	toldOnce        bool
@@ -310,7 +312,7 @@ func (s *session) adopt(now time.Time) []*unit {
 		owned[i] = u.n
 	}
 	retrying := s.failing()
-	alive := s.inited && s.fatal == nil
+	alive := s.inited && s.fatal == nil && s.refusals < 3
 	s.h.set(func(h *StageHealth) {
 		h.Alive, h.Partitions, h.Restoring, h.Retrying = alive, owned, restoring, retrying
 	})
@@ -773,6 +775,7 @@ func (s *session) commit(ctx context.Context, turns []turn) error {
 	case isTooLarge(err) && end != nil && end.refused != nil && s.refused(turns, end):
 		return nil
 	}
+	s.refusals++
 	for _, t := range turns {
 		if t.tick {
 			s.tickFailed(t.u, s.b.explain("commit", err))
@@ -816,6 +819,7 @@ func (s *session) offsetsOf(turns []turn) map[string]map[int32]committedOffset {
 
 // committed tells the memory, and everyone who counts.
 func (s *session) committed(turns []turn, written int, offsets map[string]map[int32]committedOffset) {
+	s.refusals = 0
 	if written > 0 {
 		s.b.m.txns.With(s.label, "committed").Inc()
 		s.b.m.out.With(s.label).Add(float64(written))
