@@ -358,7 +358,9 @@ func TestAnyCourse(t *testing.T) {
 			}
 		}
 		for range 100 { // the notifications of one alert go out one after the other
+			now = now.Add(time.Second)
 			task.requeue()
+			now = now.Add(time.Second)
 			if err := task.tick(now, &page{}); err != nil {
 				t.Fatal(err)
 			}
