@@ -45,9 +45,10 @@ type TLS struct {
 
 // SASL logs in.
 type SASL struct {
-	Mechanism    string // PLAIN, SCRAM-SHA-256, SCRAM-SHA-512; empty: no login
+	Mechanism    string // PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER; empty: no login
 	Username     string
 	PasswordFile string
+	TokenFile    string // of OAUTHBEARER
 }
 
 // Deps is what a reader works with; the zero value works.
@@ -118,6 +119,9 @@ func (s SASL) open() (sasl.Mechanism, error) {
 	if s.Mechanism == "" {
 		return nil, nil //nolint:nilnil // no login is what nil says to kafka-go
 	}
+	if strings.EqualFold(s.Mechanism, "OAUTHBEARER") {
+		return bearer{s.TokenFile}, nil
+	}
 	b, err := os.ReadFile(s.PasswordFile)
 	if err != nil {
 		return nil, fmt.Errorf("read kafka.sasl.password_file: %w", err)
@@ -131,7 +135,28 @@ func (s SASL) open() (sasl.Mechanism, error) {
 	case "SCRAM-SHA-512":
 		return scram.Mechanism(scram.SHA512, s.Username, password)
 	}
-	return nil, fmt.Errorf("kafka.sasl.mechanism: %q is not known: use PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512", s.Mechanism)
+	return nil, fmt.Errorf("kafka.sasl.mechanism: %q is not known: use PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER", s.Mechanism)
+}
+
+// bearer is OAUTHBEARER (RFC 7628), which kafka-go does not have. The token is read at each login: others keep it fresh.
+type bearer struct{ file string }
+
+func (bearer) Name() string { return "OAUTHBEARER" }
+
+func (b bearer) Start(context.Context) (sasl.StateMachine, []byte, error) {
+	token, err := os.ReadFile(b.file)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read kafka.sasl.token_file: %w", err)
+	}
+	return b, fmt.Appendf(nil, "n,,\x01auth=Bearer %s\x01\x01", strings.TrimSpace(string(token))), nil
+}
+
+// Next is asked only when the broker refused: its answer says why.
+func (bearer) Next(_ context.Context, challenge []byte) (bool, []byte, error) {
+	if len(challenge) == 0 {
+		return true, nil, nil
+	}
+	return false, nil, fmt.Errorf("the broker refuses the token: %.200s", challenge)
 }
 
 // Record is one committed record. Key, Value and Headers are valid until the function that got it returns.
