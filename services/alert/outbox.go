@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"slices"
 	"sync"
 	"time"
 
@@ -49,7 +50,11 @@ type outcome struct {
 	at  time.Time
 }
 
-// inbox collects outcomes until the next Tick. The goroutines that fill it may outlive the task.
+// settleAfter is how long an outcome may wait for a transaction to go with, at most. That of the next detections takes it; one of its
+// own, as often as there are deliveries, would keep those waiting.
+const settleAfter = 100 * time.Millisecond
+
+// inbox collects outcomes until the next transaction. The goroutines that fill it may outlive the task.
 type inbox struct {
 	mu   sync.Mutex
 	list []outcome
@@ -72,6 +77,13 @@ func (i *inbox) take() []outcome {
 	l := i.list
 	i.list = nil
 	return l
+}
+
+// due says whether outcomes have waited long enough, or something waits for one of them.
+func (i *inbox) due(now time.Time, urgent func(row string) bool) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return slices.ContainsFunc(i.list, func(o outcome) bool { return now.Sub(o.at) >= settleAfter || urgent(o.row) })
 }
 
 func (i *inbox) putBack(l []outcome) {
@@ -224,6 +236,12 @@ func (q *queue) begun(id string) {
 		l.busy = true
 		delete(q.ready, l.key)
 	}
+}
+
+// holdsUp says whether another row of the lane waits behind a row.
+func (q *queue) holdsUp(id string) bool {
+	l := q.where[id]
+	return l != nil && len(l.rows) > 1
 }
 
 // due gives the rows that can be started now.

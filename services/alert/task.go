@@ -243,6 +243,9 @@ func (t *task) Process(ctx context.Context, batch []bus.Message, out *bus.Emit) 
 			t.s.m.detections.With(result).Inc()
 		}
 	}
+	if err := t.settleAll(out); err != nil {
+		return err
+	}
 	return t.flush(out)
 }
 
@@ -253,9 +256,8 @@ func (t *task) Tick(ctx context.Context, now time.Time, out *bus.Emit) error {
 }
 
 func (t *task) tick(now time.Time, out writer) error {
-	t.settled = t.mail.take()
-	for _, o := range t.settled {
-		if err := t.settle(o, out); err != nil {
+	if t.mail.due(now, t.queue.holdsUp) {
+		if err := t.settleAll(out); err != nil {
 			return err
 		}
 	}
@@ -270,6 +272,17 @@ func (t *task) tick(now time.Time, out writer) error {
 		return err
 	}
 	t.start(now)
+	return nil
+}
+
+// settleAll notes what became of deliveries.
+func (t *task) settleAll(out writer) error {
+	t.settled = append(t.settled, t.mail.take()...)
+	for _, o := range t.settled {
+		if err := t.settle(o, out); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
