@@ -392,3 +392,20 @@ func TestSecondSignal(t *testing.T) {
 		t.Errorf("stderr %q", s.err.String())
 	}
 }
+
+func ExampleLoad() {
+	type detect struct {
+		RulesDir string        `yaml:"rules_dir"`
+		Lateness time.Duration `yaml:"lateness"`
+	}
+	cfg := struct {
+		Detect detect `yaml:"detect"`
+	}{Detect: detect{Lateness: 10 * time.Minute}}
+	err := Load("", []string{"OKTAWATCH_DETECT__RULES_DIR=/etc/rules"}, []string{"detect.lateness=5m"}, &cfg)
+	fmt.Println(cfg.Detect.RulesDir, cfg.Detect.Lateness, err)
+	err = Load("", nil, []string{"detect.rule_dir=x"}, &cfg)
+	fmt.Println(err)
+	// Output:
+	// /etc/rules 5m0s <nil>
+	// --set detect.rule_dir: unknown key detect.rule_dir; did you mean detect.rules_dir?
+}

@@ -285,7 +285,7 @@ func (x *sources) writeOwn(ctx context.Context) error {
 		if x.s.public != nil && x.s.cfg.Hook.PublicURL != "auto" {
 			want.Hook = x.s.wantedHook(id)
 		}
-		if sameWanted(have[id], &want) {
+		if sameWanted(have[id], &want) && have[id].Name == want.Name {
 			continue
 		}
 		want.UpdatedAt = milli(time.Now())
