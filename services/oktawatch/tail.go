@@ -126,12 +126,7 @@ func (t *tool) printRecord(ctx context.Context, rec tail.Record, search string) 
 		return nil
 	}
 	if t.output == "json" {
-		b, err := json.Marshal(l)
-		if err != nil {
-			return err
-		}
-		_, err = fmt.Fprintf(t.out, "%s\n", b)
-		return err
+		return t.jsonLine(l)
 	}
 	_, err := fmt.Fprintf(t.out, "%s  %d@%d  %s\n", l.Timestamp.Format("2006-01-02T15:04:05.000Z"), l.Partition, l.Offset, l.Key)
 	for _, k := range slices.Sorted(maps.Keys(l.Headers)) {

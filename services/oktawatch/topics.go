@@ -182,6 +182,13 @@ func dash(s string) string {
 	return s
 }
 
+// jsonLine prints one object on one line.
+func (t *tool) jsonLine(v any) error {
+	enc := json.NewEncoder(t.out)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
 func (t *tool) json(v any) error {
 	enc := json.NewEncoder(t.out)
 	enc.SetIndent("", "  ")

@@ -1,0 +1,359 @@
+package oktawatch
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/oktawatch/oktawatch/pkg/record"
+	"github.com/oktawatch/oktawatch/pkg/rule"
+	"github.com/oktawatch/oktawatch/pkg/ruletest"
+	"github.com/oktawatch/oktawatch/rules"
+)
+
+func (t *tool) rules() *cobra.Command {
+	cmd := &cobra.Command{Use: "rules", Short: "Try, test and look at rules"}
+	cmd.AddCommand(t.rulesEval(), t.rulesTest(), t.rulesList(), t.rulesShow())
+	return cmd
+}
+
+// ruleSet is what a rules command works on.
+type ruleSet struct {
+	*rule.Set
+	fsys fs.FS
+	name string // goes before file names
+}
+
+func rulesFlag(cmd *cobra.Command, dir *string) {
+	cmd.Flags().StringVar(dir, "rules", "", "`directory` of the rules (default: rules beside you, else the pack of the binary)")
+}
+
+// loadRules reads the rules of a folder, or those of the binary. Refused files are told on stderr; they are findings.
+func (t *tool) loadRules(dir string) (ruleSet, []rule.Problem, error) {
+	s := ruleSet{fsys: rules.FS, name: "rules"}
+	if dir == "" {
+		if st, err := os.Stat("rules"); err == nil && st.IsDir() {
+			dir = "rules"
+		}
+	}
+	if dir != "" {
+		if st, err := os.Stat(dir); err != nil {
+			return s, nil, fmt.Errorf("read rules: %w", err)
+		} else if !st.IsDir() {
+			return s, nil, fmt.Errorf("read rules: %s is a file, name its folder", dir)
+		}
+		s.fsys, s.name = os.DirFS(dir), filepath.ToSlash(filepath.Clean(dir))
+	}
+	l, err := rule.NewLoader()
+	if err != nil {
+		return s, nil, err
+	}
+	set, problems, err := l.Load(rule.Source{Name: s.name, FS: s.fsys})
+	if err != nil {
+		return s, nil, err
+	}
+	s.Set = set
+	for _, p := range problems {
+		fmt.Fprintln(t.errs, p)
+	}
+	if len(set.Rules) == 0 {
+		return s, problems, fmt.Errorf("read rules: there is no sound rule in %s", s.name)
+	}
+	return s, problems, nil
+}
+
+// found is a detection as `rules eval` prints it: one object a line.
+type found struct {
+	RuleID     string    `json:"rule_id"`
+	Severity   string    `json:"severity"`
+	Title      string    `json:"title"`
+	DedupKey   string    `json:"dedup_key"`
+	EventUUIDs []string  `json:"event_uuids"`
+	EventCount int64     `json:"event_count"`
+	FirstTime  time.Time `json:"first_time"`
+	LastTime   time.Time `json:"last_time"`
+	Kind       string    `json:"kind"`
+	Mode       string    `json:"mode"`
+	Lane       string    `json:"lane"`
+	ID         string    `json:"id"`
+	Update     int64     `json:"update"`
+	Final      bool      `json:"final"`
+	Withdrawn  bool      `json:"withdrawn"`
+}
+
+func foundOf(d *record.Detection) found {
+	uuids := slices.Clone(d.EvidenceUUIDs)
+	slices.Sort(uuids)
+	return found{
+		d.RuleID, rule.Severity(d.Severity).String(), d.Title, strings.Join(d.DedupKey, "|"), uuids, d.EventCount, d.FirstTime.UTC(), d.LastTime.UTC(),
+		d.Kind, d.Mode, d.Lane, d.ID, d.Update, d.Final, d.Withdrawn,
+	}
+}
+
+func (t *tool) rulesEval() *cobra.Command {
+	var dir, input, org string
+	var sorted, final, failOnDetection bool
+	cmd := &cobra.Command{
+		Use: "eval", Short: "Judge a file of events by rules", Args: cobra.NoArgs,
+		Long: `Judges LogEvents, as JSON lines or arrays of them, by every rule whatever its mode, and prints one detection a line. It is the
+engine that runs live. Exit 0 also when something is detected; see --fail-on-detection.`,
+		Example: "  oktawatch rules eval --input events.jsonl --sort\n  oktawatch topics tail okta.systemlog.v1 --exit -o json | jq -c .value.json | oktawatch rules eval --rules ./rules",
+		RunE: func(*cobra.Command, []string) (err error) {
+			set, problems, err := t.loadRules(dir)
+			if err != nil {
+				return err
+			}
+			in := io.Reader(os.Stdin)
+			if input != "-" {
+				f, err := os.Open(input)
+				if err != nil {
+					return fmt.Errorf("read events: %w", err)
+				}
+				defer f.Close()
+				in = f
+			}
+			events, err := ruletest.ReadEvents(in, org, func(line int, err error) { fmt.Fprintf(t.errs, "%s:%d: skipped: %v\n", input, line, err) })
+			if err != nil {
+				return err
+			}
+			if sorted {
+				slices.SortStableFunc(events, func(a, b *record.SystemLog) int {
+					if c := a.Published.Compare(*b.Published); c != 0 {
+						return c
+					}
+					return strings.Compare(a.UUID, b.UUID)
+				})
+			}
+			ds, err := ruletest.Eval(set.Set, events, func(err error) { fmt.Fprintln(t.errs, err) })
+			if err != nil {
+				return err
+			}
+			if final {
+				ds = lastUpdates(ds)
+			}
+			for _, d := range ds {
+				if err := t.printFound(foundOf(d)); err != nil {
+					return err
+				}
+			}
+			if len(problems) > 0 || failOnDetection && len(ds) > 0 {
+				return errFindings
+			}
+			return nil
+		},
+	}
+	rulesFlag(cmd, &dir)
+	f := cmd.Flags()
+	f.StringVar(&input, "input", "-", "`file` of events, - for standard input")
+	f.StringVar(&org, "org", ruletest.Org, "the `org` the events are of, for overlays")
+	f.BoolVar(&sorted, "sort", false, "judge in the order of published, uuid")
+	f.BoolVar(&final, "final", false, "print the last update of each detection alone, and none that was withdrawn")
+	f.BoolVar(&failOnDetection, "fail-on-detection", false, "exit 1 when something is detected")
+	return cmd
+}
+
+// lastUpdates keeps, of each id, the last update, at the place of the first, and leaves out what was withdrawn.
+func lastUpdates(ds []*record.Detection) []*record.Detection {
+	at := map[string]int{}
+	var out []*record.Detection
+	for _, d := range ds {
+		if i, ok := at[d.ID]; ok {
+			if d.Update >= out[i].Update {
+				out[i] = d
+			}
+			continue
+		}
+		at[d.ID] = len(out)
+		out = append(out, d)
+	}
+	return slices.DeleteFunc(out, func(d *record.Detection) bool { return d.Withdrawn })
+}
+
+func (t *tool) printFound(f found) error {
+	if t.output == "json" {
+		return t.jsonLine(f)
+	}
+	_, err := fmt.Fprintf(t.out, "%s  %-8s  %s  %s  [%s]  %d event(s)\n", f.FirstTime.Format("2006-01-02T15:04:05.000Z"), f.Severity, f.RuleID, f.Title, f.DedupKey, f.EventCount)
+	return err
+}
+
+func (t *tool) rulesTest() *cobra.Command {
+	var dir, run string
+	cmd := &cobra.Command{
+		Use: "test", Short: "Play the tests that stand in the rules (exit 1 when one fails)", Args: cobra.NoArgs,
+		Long: "Plays each test in order, shuffled, with every event twice and with an event hook's partial copy before each event; all must end alike.\nFailures are printed, then one line: rules, tests, failures. No test at all is a failure.",
+		RunE: func(*cobra.Command, []string) error {
+			only, err := regexp.Compile(run)
+			if err != nil {
+				return fmt.Errorf("--run: %w", err)
+			}
+			set, problems, err := t.loadRules(dir)
+			if err != nil {
+				return err
+			}
+			type failure struct {
+				RuleID   string   `json:"rule_id"`
+				Test     string   `json:"test"`
+				Place    string   `json:"place"`
+				Failures []string `json:"failures"`
+			}
+			report := struct {
+				Rules    int       `json:"rules"`
+				Tests    int       `json:"tests"`
+				Failures int       `json:"failures"`
+				Refused  int       `json:"refused"`
+				Failed   []failure `json:"failed"`
+			}{Refused: len(problems), Failed: []failure{}}
+			for _, c := range set.Rules {
+				if !only.MatchString(c.ID) {
+					continue
+				}
+				report.Rules++
+				below := strings.TrimPrefix(strings.TrimPrefix(path.Dir(c.File), set.name), "/")
+				for _, res := range ruletest.Run(set.Set, &c.Rule, set.fsys, below) {
+					report.Tests++
+					if len(res.Failures) > 0 {
+						report.Failures++
+						report.Failed = append(report.Failed, failure{c.ID, res.Test, res.Pos.String(), res.Failures})
+					}
+				}
+			}
+			if t.output == "json" {
+				if err := t.json(report); err != nil {
+					return err
+				}
+			} else {
+				for _, f := range report.Failed {
+					fmt.Fprintf(t.out, "%s: %s: %s\n", f.Place, f.RuleID, f.Test)
+					for _, what := range f.Failures {
+						fmt.Fprintf(t.out, "    %s\n", what)
+					}
+				}
+				fmt.Fprintf(t.out, "%d rules, %d tests, %d failures\n", report.Rules, report.Tests, report.Failures)
+			}
+			if report.Failures > 0 || report.Refused > 0 || report.Tests == 0 {
+				return errFindings
+			}
+			return nil
+		},
+	}
+	rulesFlag(cmd, &dir)
+	cmd.Flags().StringVar(&run, "run", "", "only rules whose id matches this `regular expression`")
+	return cmd
+}
+
+// summary is a rule as `rules list` and `rules show` tell it.
+type summary struct {
+	RuleID      string   `json:"rule_id"`
+	Title       string   `json:"title"`
+	Pack        string   `json:"pack"`
+	Kind        string   `json:"kind"`
+	Mode        string   `json:"mode"`
+	Severity    string   `json:"severity"`
+	Techniques  []string `json:"techniques"`
+	EventTypes  string   `json:"event_types"` // which wake it
+	Bound       bool     `json:"bound"`       // false: it sees every event
+	Copies      string   `json:"copies"`      // which copies of an event it judges
+	Reads       []string `json:"reads"`       // sections
+	Tests       int      `json:"tests"`
+	ContentHash string   `json:"content_hash"`
+	StateHash   string   `json:"state_hash"`
+	File        string   `json:"file"`
+}
+
+func summaryOf(c *rule.Compiled) summary {
+	s := summary{
+		RuleID: c.ID, Title: c.Name, Pack: c.Pack, Kind: string(c.Detection.Kind), Mode: string(c.Mode), Severity: c.Severity.String(), Techniques: []string{},
+		EventTypes: wokenBy(c.Types), Bound: c.Bound(), Copies: string(c.Copies), Reads: c.Reads, Tests: len(c.Tests), ContentHash: c.ContentHash,
+		StateHash: c.StateHash, File: c.File,
+	}
+	for _, m := range c.Mitre {
+		s.Techniques = append(s.Techniques, m.String())
+	}
+	return s
+}
+
+func wokenBy(t rule.EventTypes) string {
+	if t.All {
+		return "every event"
+	}
+	return strings.Join(append(slices.Clone(t.Exact), t.Globs...), ", ")
+}
+
+func (t *tool) rulesList() *cobra.Command {
+	var dir, pack string
+	cmd := &cobra.Command{
+		Use: "list", Short: "List the rules", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			set, _, err := t.loadRules(dir)
+			if err != nil {
+				return err
+			}
+			out := []summary{}
+			for _, c := range set.Rules {
+				if pack == "" || c.Pack == pack {
+					out = append(out, summaryOf(c))
+				}
+			}
+			if t.output == "json" {
+				return t.json(out)
+			}
+			w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "RULE\tPACK\tKIND\tMODE\tSEVERITY\tTESTS\tTITLE")
+			for _, s := range out {
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\n", s.RuleID, s.Pack, s.Kind, s.Mode, s.Severity, s.Tests, s.Title)
+			}
+			return w.Flush()
+		},
+	}
+	rulesFlag(cmd, &dir)
+	cmd.Flags().StringVar(&pack, "pack", "", "only rules of this `pack`")
+	return cmd
+}
+
+func (t *tool) rulesShow() *cobra.Command {
+	var dir string
+	cmd := &cobra.Command{
+		Use: "show ID", Short: "Show a rule: which events wake it, what it reads, which copies it judges", Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			set, _, err := t.loadRules(dir)
+			if err != nil {
+				return err
+			}
+			c, ok := set.Rule(args[0])
+			if !ok {
+				return errors.New("there is no rule " + args[0] + " in " + set.name + "; `oktawatch rules list` names them")
+			}
+			s := summaryOf(c)
+			if t.output == "json" {
+				return t.json(s)
+			}
+			w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', 0)
+			for _, row := range [][2]string{
+				{"rule", s.RuleID}, {"title", s.Title}, {"file", s.File}, {"pack", dash(s.Pack)}, {"kind", s.Kind}, {"mode", s.Mode}, {"severity", s.Severity},
+				{"techniques", dash(strings.Join(s.Techniques, ", "))}, {"woken by", s.EventTypes}, {"reads", strings.Join(s.Reads, ", ")}, {"judges", s.Copies},
+				{"tests", fmt.Sprint(s.Tests)}, {"content hash", s.ContentHash}, {"state hash", s.StateHash},
+			} {
+				fmt.Fprintf(w, "%s\t%s\n", row[0], row[1])
+			}
+			if err := w.Flush(); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(t.out, "\n%s", c.Source())
+			return err
+		},
+	}
+	rulesFlag(cmd, &dir)
+	return cmd
+}
