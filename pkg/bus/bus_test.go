@@ -12,10 +12,13 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 
 	"github.com/oktawatch/oktawatch/pkg/topics"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestConfig(t *testing.T) {
 	ok := []string{"127.0.0.1:9092"}
@@ -52,6 +55,7 @@ func TestFilesAreReadLate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer b.Close()
 	if err := b.Ping(t.Context()); err == nil || !strings.Contains(err.Error(), "kafka.tls.ca_file") {
 		t.Errorf("ping: %v", err)
 	}

@@ -39,7 +39,8 @@ type session struct {
 	units    map[int32]*unit
 	fatal    error
 	member   string
-	inited   bool
+	inited   bool // the transactional id is ours
+	joined   bool // a member of the group, as far as we know
 	cutPoll  context.CancelFunc
 	woken    bool
 	changes  int
@@ -122,6 +123,9 @@ func (s *session) OnGroupManageError(err error) {
 		s.fail(ErrInstanceTaken)
 	case isContext(err):
 	default:
+		s.mu.Lock()
+		s.joined = false
+		s.mu.Unlock()
 		s.h.failed(s.b.explain("be a member of "+s.name, err))
 	}
 }
@@ -154,7 +158,7 @@ func (s *session) assigned(_ context.Context, cl *kgo.Client, added map[string][
 		}
 	}
 	s.mu.Lock()
-	s.inited = true
+	s.inited, s.joined = true, true
 	if len(added) > 0 {
 		s.changes++
 		s.b.m.rebalances.With(s.label).Inc()
@@ -312,7 +316,7 @@ func (s *session) adopt(now time.Time) []*unit {
 		owned[i] = u.n
 	}
 	retrying := s.failing()
-	alive := s.inited && s.fatal == nil && s.refusals < 3
+	alive := s.joined && s.fatal == nil && s.refusals < 3
 	s.h.set(func(h *StageHealth) {
 		h.Alive, h.Partitions, h.Restoring, h.Retrying = alive, owned, restoring, retrying
 	})
