@@ -96,6 +96,8 @@ type Deps struct {
 	Getenv  func(string) string                                      // nil: os.Getenv
 	DataDir string                                                   // set: a hook without secret_files makes its secret there
 	Unclean bool                                                     // the embedded broker was not stopped cleanly: begin one page before the cursors
+
+	Recovered func() // nil: nobody asks; called once, when after an unclean stop every polled source has committed a page
 }
 
 const (

@@ -238,6 +238,7 @@ func (p *poller) poll(ctx context.Context, org string) (time.Duration, error) {
 		p.limit = max(1, len(pg.events)/2) // should it be that the page is too much for one transaction
 		return 0, err
 	}
+	p.s.sources.committed(p.src.id)
 	p.s.m.page.With(p.src.id).Observe(time.Since(began).Seconds())
 	p.failures = 0
 	p.src.trouble(partPoll, nil)

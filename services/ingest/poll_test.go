@@ -368,13 +368,23 @@ func TestUncleanStartResumesOnePageBack(t *testing.T) {
 	}
 	bustest.Until(t, 20*time.Second, func() error { return x.complete(wayPoller, 1) })
 	in.stop(t)
-	x.start("a", cfg, func(d *Deps) { d.Unclean = true })
+	// The first answer after it is no page: what follows must begin one page back all the same.
+	if err := x.org.Inject(oktasim.Fault{Kind: oktasim.FaultCut, Count: 1}); err != nil {
+		t.Fatal(err)
+	}
+	recovered := make(chan struct{}, 2)
+	x.start("a", cfg, func(d *Deps) { d.Unclean, d.Recovered = true, func() { recovered <- struct{}{} } })
 	bustest.Until(t, 20*time.Second, func() error {
 		if n := len(x.raws()); n != 60 {
 			return fmt.Errorf("%d records, want the 40 events and the last 20 once more", n)
 		}
 		return nil
 	})
+	select {
+	case <-recovered:
+	case <-time.After(10 * time.Second):
+		t.Error("nobody was told that all sources have gone on")
+	}
 }
 
 // A configuration that has a source no more removes it, and its lane ends; added again it begins anew.

@@ -39,7 +39,8 @@ type sources struct {
 	assigned   map[int32]bool
 	partitions int32
 	running    map[string]*source
-	resumed    map[string]bool
+	resumed    map[string]bool   // sources that have committed a page after an unclean stop
+	told       bool              // that all have
 	refused    map[string]string // id: why a record of the topic is not taken
 	err        error             // of the tables, until they are there
 }
@@ -58,15 +59,31 @@ func (x *sources) kick() {
 	}
 }
 
-// resume says once per source whether the poller has to begin one page back.
+// resume says whether the poller has to begin one page back: until it has committed a page.
 func (x *sources) resume(id string) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	return x.s.deps.Unclean && !x.resumed[id]
+}
+
+// committed notes a source's page. When every polled source has gone on after an unclean stop, whoever wants to know is told.
+func (x *sources) committed(id string) {
+	x.mu.Lock()
 	if !x.s.deps.Unclean || x.resumed[id] {
-		return false
+		x.mu.Unlock()
+		return
 	}
 	x.resumed[id] = true
-	return true
+	all := true
+	for other, want := range x.wanted {
+		all = all && (x.resumed[other] || !polled(want))
+	}
+	tell := all && !x.told
+	x.told = x.told || all
+	x.mu.Unlock()
+	if tell && x.s.deps.Recovered != nil {
+		x.s.deps.Recovered()
+	}
 }
 
 func (x *sources) run(ctx context.Context) error {
