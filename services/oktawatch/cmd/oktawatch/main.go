@@ -3,6 +3,7 @@ package main
 
 import (
 	"os"
+	_ "time/tzdata" // rules name time zones, and an image may have none
 
 	"github.com/oktawatch/oktawatch/services/oktawatch"
 )
