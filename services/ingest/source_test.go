@@ -206,7 +206,7 @@ func TestHookTypesAreOktas(t *testing.T) {
 	if len(types) < 200 || len(types) > maxHookTypes {
 		t.Errorf("%d event types; Okta takes at most %d for one hook", len(types), maxHookTypes)
 	}
-	// The catalogue is the simulated org's; a type added there belongs here too.
+	// The simulated org has the whole list; a type added there belongs here too.
 	b, err := os.ReadFile("../../pkg/oktasim/event-types.csv")
 	if err != nil {
 		t.Fatal(err)
@@ -219,6 +219,6 @@ func TestHookTypesAreOktas(t *testing.T) {
 		}
 	}
 	if strings.Join(types, " ") != strings.Join(want, " ") {
-		t.Error("hook_types.txt is not the catalogue's public and hook_eligible rows, sorted")
+		t.Error("hook_types.txt does not hold the public, hook_eligible rows of pkg/oktasim/event-types.csv in order")
 	}
 }
