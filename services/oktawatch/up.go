@@ -8,21 +8,17 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/oktawatch/oktawatch/pkg/bus"
 	"github.com/oktawatch/oktawatch/pkg/metrics"
 	"github.com/oktawatch/oktawatch/pkg/oktasim"
-	"github.com/oktawatch/oktawatch/pkg/record"
 	"github.com/oktawatch/oktawatch/pkg/registry"
 	"github.com/oktawatch/oktawatch/pkg/svc"
 	"github.com/oktawatch/oktawatch/pkg/topics"
@@ -204,9 +200,6 @@ func (u *up) pipeline(ctx context.Context) error {
 			return u.broker.Err()
 		}
 	})
-	if u.broker.Unclean() {
-		g.Go(func() error { return u.recover(ctx) })
-	}
 	u.greet(ln)
 	g.Go(func() error {
 		if !u.demo {
@@ -221,38 +214,6 @@ func (u *up) pipeline(ctx context.Context) error {
 	return ended(ctx, err)
 }
 
-// recover waits until every polled source has written its cursor anew, which it does one page back after an unclean stop,
-// and then says that nothing is torn any more.
-func (u *up) recover(ctx context.Context) error {
-	wait := map[string]bool{}
-	for _, s := range u.cfg.Ingest.Sources {
-		wait[s.ID] = !s.HookOnly && !s.Paused
-	}
-	maps.DeleteFunc(wait, func(_ string, polled bool) bool { return !polled })
-	var mu sync.Mutex
-	done := make(chan struct{})
-	b := u.clients.Bus
-	if _, err := b.OpenTable(ctx, topics.Cursors, func(key string, value []byte) {
-		c, err := bus.Decode[record.Cursor](ctx, b, bus.Message{Topic: topics.Cursors, Key: []byte(key), Value: value})
-		mu.Lock()
-		defer mu.Unlock()
-		if value == nil || err != nil || len(wait) == 0 || !c.UpdatedAt.After(u.started) {
-			return
-		}
-		if delete(wait, c.SourceID); len(wait) == 0 {
-			close(done)
-		}
-	}); err != nil {
-		return ended(ctx, err)
-	}
-	select {
-	case <-ctx.Done():
-	case <-done:
-		u.broker.Recovered()
-	}
-	return nil
-}
-
 func stopAnd(stop context.CancelFunc, g *errgroup.Group) error {
 	stop()
 	return g.Wait()
@@ -265,7 +226,9 @@ func (u *up) services() (map[string]func(context.Context) error, *svc.Admin, err
 	logger := func(name string) *slog.Logger { return u.log.With("service", name) }
 	b := u.clients.Bus
 
-	in, err := ingest.New(u.cfg.Ingest, ingest.Deps{Log: logger("ingest"), Bus: b, Metrics: u.set, Ready: admin.Ready, DataDir: u.dir, Unclean: u.broker.Unclean()})
+	in, err := ingest.New(u.cfg.Ingest, ingest.Deps{
+		Log: logger("ingest"), Bus: b, Metrics: u.set, Ready: admin.Ready, DataDir: u.dir, Unclean: u.broker.Unclean(), Recovered: u.broker.Recovered,
+	})
 	if err != nil {
 		return nil, nil, err
 	}
