@@ -12,6 +12,9 @@ import (
 type index struct {
 	rules []*prepared
 	types map[string][]*prepared // filled as event types come, at most maxTypes of them
+
+	memory      []*rule.Compiled // rules with memory
+	memoryTypes map[string][]*rule.Compiled
 }
 
 // maxTypes bounds the event types that an index remembers; Okta has some 1,300.
@@ -24,9 +27,13 @@ type prepared struct {
 }
 
 func newIndex(rules []*rule.Compiled, disabled bool) *index {
-	ix := &index{types: map[string][]*prepared{}}
+	ix := &index{types: map[string][]*prepared{}, memoryTypes: map[string][]*rule.Compiled{}}
 	for _, c := range rules {
-		if c.Detection.Kind != rule.KindMatch || c.Mode == rule.ModeDisabled && !disabled {
+		if c.Mode == rule.ModeDisabled && !disabled {
+			continue
+		}
+		if c.Detection.Kind != rule.KindMatch {
+			ix.memory = append(ix.memory, c)
 			continue
 		}
 		ix.rules = append(ix.rules, &prepared{c, ruleParts(c)})
@@ -49,5 +56,26 @@ func (ix *index) candidates(eventType string) []*prepared {
 		clear(ix.types)
 	}
 	ix.types[strings.Clone(eventType)] = out
+	return out
+}
+
+// stateful are the rules with memory that want events of this type.
+func (ix *index) stateful(eventType string) []*rule.Compiled {
+	if len(ix.memory) == 0 {
+		return nil
+	}
+	if c, ok := ix.memoryTypes[eventType]; ok {
+		return c
+	}
+	var out []*rule.Compiled
+	for _, c := range ix.memory {
+		if c.Types.Has(eventType) {
+			out = append(out, c)
+		}
+	}
+	if len(ix.memoryTypes) >= maxTypes {
+		clear(ix.memoryTypes)
+	}
+	ix.memoryTypes[strings.Clone(eventType)] = out
 	return out
 }

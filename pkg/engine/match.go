@@ -46,5 +46,6 @@ func (m *Matcher) Match(v *record.SystemLogView, at Place) []*record.Detection {
 
 // Wanted tells whether any rule could be a hit for an event type of an org.
 func (m *Matcher) Wanted(org, eventType string) bool {
-	return len(m.indexOf(org).candidates(eventType)) > 0
+	ix := m.indexOf(org)
+	return len(ix.candidates(eventType)) > 0 || len(ix.stateful(eventType)) > 0
 }

@@ -23,6 +23,7 @@ import (
 // Compiled is a rule ready to judge: overlays laid over it, expressions compiled, what it reads worked out.
 type Compiled struct {
 	Rule // overlays laid over it
+	stateful
 
 	Types       EventTypes // event types it can be true for
 	Copies      Copies     // which copies of an event it judges
@@ -34,6 +35,7 @@ type Compiled struct {
 	slots      int // of vars
 	where      *program
 	cond       *condition
+	any        *condition // of kinds with memory: true for all that the rule wants
 	exceptions []compiledException
 	severity   []compiledSeverity
 	title      []compiledPart
@@ -68,6 +70,7 @@ type binding struct {
 	variable *program // computed at most once an event and rule
 	slot     int
 	list     string
+	hit      hitName // of hits only
 }
 
 // scope is what rules see beside themselves: the shared expressions and the lists that there are.
@@ -146,11 +149,18 @@ func (s *scope) compile(r *Rule) *Compiled {
 			c.cond = cs.of(c.where.ast, c.where.ast.Expr(), false)
 		}
 	}
+	hits, keys := env, env
+	if r.Detection.Kind != KindMatch {
+		if hits, keys, err = s.compileState(c, env, need, cs); err != nil {
+			r.doc.add(0, checkCEL, "%v", err)
+			return nil
+		}
+	}
 	for _, e := range r.Exceptions {
 		c.exceptions = append(c.exceptions, compiledException{e, need(s.lang.compile(env, e.When, "exception "+e.Name, types.BoolType))})
 	}
 	for _, w := range r.Alert.SeverityWhen {
-		c.severity = append(c.severity, compiledSeverity{need(s.lang.compile(env, w.When, "severity_when", types.BoolType)), w.Severity})
+		c.severity = append(c.severity, compiledSeverity{need(s.lang.compile(hits, w.When, "severity_when", types.BoolType)), w.Severity})
 	}
 	for _, p := range r.Title.parts {
 		if !p.expr {
@@ -158,14 +168,14 @@ func (s *scope) compile(r *Rule) *Compiled {
 			continue
 		}
 		e := Expr{Text: p.text, at: r.Title.partAt(p)}
-		c.title = append(c.title, compiledPart{prg: need(s.lang.compile(env, e, "title",
+		c.title = append(c.title, compiledPart{prg: need(s.lang.compile(hits, e, "title",
 			str, types.IntType, types.UintType, types.DoubleType, types.BoolType, types.TimestampType, strs))})
 	}
 	for _, x := range r.Alert.Context {
-		c.context = append(c.context, compiledContext{x.Name, need(s.lang.compile(env, x.Expr, "context."+x.Name))})
+		c.context = append(c.context, compiledContext{x.Name, need(s.lang.compile(hits, x.Expr, "context."+x.Name))})
 	}
 	for _, k := range r.Alert.DedupKey {
-		c.dedup = append(c.dedup, need(s.lang.compile(env, k, "dedup.key", str, strs)))
+		c.dedup = append(c.dedup, need(s.lang.compile(keys, k, "dedup.key", str, strs)))
 	}
 	if !ok {
 		return nil
@@ -177,10 +187,17 @@ func (s *scope) compile(r *Rule) *Compiled {
 	for _, x := range c.context {
 		rd.result(x.prg)
 	}
-	if len(c.dedup) == 0 {
+	if len(c.dedup) == 0 && c.Detection.Kind == KindMatch {
 		rd.fields[readField{typeEvent, "actor"}] = true
 	}
-	c.Types, c.Copies, c.Reads = c.cond.eventTypes(), rd.copies(), rd.sections()
+	wants := c.cond
+	if c.any != nil {
+		wants = c.any
+	}
+	c.Types, c.Copies, c.Reads = wants.eventTypes(), rd.copies(), rd.sections()
+	if c.Detection.Kind != KindMatch {
+		c.finishState(s.lang, named)
+	}
 	c.hash(rd)
 	return c
 }
@@ -201,6 +218,7 @@ func (c *Compiled) programs() func(yield func(*program) bool) {
 		for _, x := range c.context {
 			all = append(all, x.prg)
 		}
+		all = append(append(all, c.statePrograms()...), c.having)
 		for _, p := range append(all, c.dedup...) {
 			if p != nil && !yield(p) {
 				return
@@ -355,10 +373,14 @@ func (c *Compiled) hash(rd *reads) {
 
 	h.Reset()
 	put("state", string(c.Detection.Kind))
+	put(c.stateText()...)
 	used := newReads(&language{types: rd.types, funcs: rd.funcs}, rd.named)
 	if c.where != nil {
 		put(c.where.text)
 		used.program(c.where)
+	}
+	for _, p := range c.statePrograms() {
+		used.program(p)
 	}
 	params := map[string]bool{}
 	for p := range used.seen {
@@ -446,11 +468,16 @@ func (c *Compiled) eval(ev *Event, p *program) (ref.Val, error) {
 }
 
 // SeverityOf is the severity of a hit.
-func (c *Compiled) SeverityOf(ev *Event) (Severity, error) {
+func (c *Compiled) SeverityOf(ev *Event) (Severity, error) { return c.severityOf(ev, nil) }
+
+// HitSeverity is the severity of a hit of a rule with memory.
+func (c *Compiled) HitSeverity(h *Hit) (Severity, error) { return c.severityOf(h.Event, h) }
+
+func (c *Compiled) severityOf(ev *Event, h *Hit) (Severity, error) {
 	var errs error
 	for _, w := range c.severity {
-		ok, err := c.evalBool(ev, w.when)
-		if ok {
+		v, err := c.evalHit(h, ev, w.when)
+		if err == nil && v == types.True {
 			return w.severity, errs
 		}
 		errs = errors.Join(errs, err)
@@ -459,7 +486,12 @@ func (c *Compiled) SeverityOf(ev *Event) (Severity, error) {
 }
 
 // TitleOf is the title of a hit, at most 256 characters.
-func (c *Compiled) TitleOf(ev *Event) (string, error) {
+func (c *Compiled) TitleOf(ev *Event) (string, error) { return c.titleOf(ev, nil) }
+
+// HitTitle is the title of a hit of a rule with memory.
+func (c *Compiled) HitTitle(h *Hit) (string, error) { return c.titleOf(h.Event, h) }
+
+func (c *Compiled) titleOf(ev *Event, h *Hit) (string, error) {
 	if len(c.title) == 1 && c.title[0].prg == nil {
 		return cut(c.title[0].text), nil
 	}
@@ -470,7 +502,7 @@ func (c *Compiled) TitleOf(ev *Event) (string, error) {
 			b.WriteString(p.text)
 			continue
 		}
-		v, err := c.eval(ev, p.prg)
+		v, err := c.evalHit(h, ev, p.prg)
 		if err != nil {
 			b.WriteString("(error)")
 			errs = errors.Join(errs, err)
@@ -509,14 +541,19 @@ func titleText(v ref.Val) string {
 }
 
 // ContextOf is the hit's context: each value as JSON, at most 4 kB.
-func (c *Compiled) ContextOf(ev *Event) (map[string]string, error) {
+func (c *Compiled) ContextOf(ev *Event) (map[string]string, error) { return c.contextOf(ev, nil) }
+
+// HitContext is the context of a hit of a rule with memory.
+func (c *Compiled) HitContext(h *Hit) (map[string]string, error) { return c.contextOf(h.Event, h) }
+
+func (c *Compiled) contextOf(ev *Event, h *Hit) (map[string]string, error) {
 	if len(c.context) == 0 {
 		return nil, nil
 	}
 	out := make(map[string]string, len(c.context))
 	var errs error
 	for _, x := range c.context {
-		v, err := c.eval(ev, x.prg)
+		v, err := c.evalHit(h, ev, x.prg)
 		if err != nil {
 			out[x.name] = `"(error)"`
 			errs = errors.Join(errs, err)
@@ -638,6 +675,7 @@ type activation struct {
 	ev   *Event
 	rule *Compiled
 	vars []ref.Val
+	hit  *Hit // while an expression over a hit is judged
 }
 
 func (a *activation) use(c *Compiled) {
@@ -664,6 +702,12 @@ func (a *activation) ResolveName(name string) (any, bool) {
 		return nil, false
 	case b.constant != nil:
 		return b.constant, true
+	case b.hit.kind != 0:
+		if a.hit == nil {
+			return nil, false
+		}
+		v, ok := a.hit.value(a.rule, b.hit)
+		return v, ok
 	case b.list != "":
 		return a.ev.lists[b.list], true
 	case b.variable != nil:

@@ -58,6 +58,11 @@ func newTypeSystem() (*typeSystem, error) {
 		doubleField("stddev", func(b *Baseline) float64 { return b.Stddev }),
 		doubleField("max", func(b *Baseline) float64 { return b.Max }),
 	})
+	ts.add(typeKeyBaseline, []*field{
+		intField("n", func(b *KeyBaseline) int64 { return b.N }),
+		{name: "buckets", kind: kindIntMap, imap: func(o any) map[string]int64 { return o.(*KeyBaseline).Buckets }},
+		{name: "totals", kind: kindIntMap, imap: func(o any) map[string]int64 { return o.(*KeyBaseline).Totals }},
+	})
 	return ts, ts.link()
 }
 
@@ -135,6 +140,12 @@ func detectionFields() []*field {
 type Baseline struct {
 	N                      int64
 	Sum, Mean, Stddev, Max float64
+}
+
+// KeyBaseline sums up one count_by over the buckets of the past.
+type KeyBaseline struct {
+	N               int64
+	Buckets, Totals map[string]int64
 }
 
 func intField[T any](name string, get func(*T) int64) *field {

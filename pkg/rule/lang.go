@@ -20,6 +20,7 @@ type language struct {
 	types *typeSystem
 	funcs []Function
 	base  *cel.Env
+	bare  *cel.Env // without the event
 }
 
 func newLanguage() (*language, error) {
@@ -38,14 +39,16 @@ func newLanguage() (*language, error) {
 		cel.DefaultUTCTimeZone(true),
 		cel.ParserExpressionSizeLimit(maxExprChars),
 		cel.ParserRecursionLimit(100),
-		cel.Variable("event", cel.ObjectType(typeEvent)),
 	}
 	for _, f := range l.funcs {
 		opts = append(opts, f.opt)
 	}
 	// Behind the libraries, for each of them may set a provider.
 	opts = append(opts, cel.CustomTypeAdapter(reg), cel.CustomTypeProvider(&provider{reg, ts}))
-	if l.base, err = cel.NewEnv(opts...); err != nil {
+	if l.bare, err = cel.NewEnv(opts...); err != nil {
+		return nil, fmt.Errorf("build the rule language: %w", err)
+	}
+	if l.base, err = l.bare.Extend(cel.Variable("event", cel.ObjectType(typeEvent))); err != nil {
 		return nil, fmt.Errorf("build the rule language: %w", err)
 	}
 	return l, nil
@@ -195,7 +198,7 @@ func (l *language) hint(msg string, env *cel.Env) string {
 		for _, f := range l.funcs {
 			known = append(known, f.name)
 		}
-		if slices.Contains([]string{"vars", "params", "lists", "lib"}, m[1]) {
+		if slices.Contains([]string{"vars", "params", "lists", "lib", "key", "agg", "steps", "base", "recent"}, m[1]) {
 			return fmt.Sprintf("%s has no such name: declare it, or see whether it is misspelt", m[1])
 		}
 		if s := nearest(m[1], known); s != "" && s != m[1] {

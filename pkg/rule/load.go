@@ -120,7 +120,7 @@ func (s *Set) Only(r *Rule, params []Param, lists map[string][]string) (*Set, []
 // rebase points the rule's expressions at its own document, so that what is found wrong lands there.
 func (r *Rule) rebase() {
 	old := func(e Expr) Expr { e.at.doc = r.doc; return e }
-	r.Detection.Where = old(r.Detection.Where)
+	r.Detection.rebase(old)
 	r.Vars = slices.Clone(r.Vars)
 	for i := range r.Vars {
 		r.Vars[i].Expr = old(r.Vars[i].Expr)

@@ -121,13 +121,13 @@ func (r *Rule) read(d *document, root yamlast.Node, fs map[string]pair) {
 	if p, ok := fs["vars"]; ok {
 		r.Vars = readNamed(d, p.value, "vars")
 	}
+	r.Alert.DedupPeriod = defaultDedupPeriod
 	if p, ok := fs["detection"]; ok {
 		r.readDetection(d, p.value)
 	}
 	if p, ok := fs["exceptions"]; ok {
 		r.Exceptions = readExceptions(d, p.value, "")
 	}
-	r.Alert.DedupPeriod = defaultDedupPeriod
 	if p, ok := fs["title"]; ok {
 		r.Title = Template{text: r.Name, parts: []templatePart{{text: r.Name}}, at: place{d, d.nodeOffset(p.value)}}
 	}
@@ -342,6 +342,9 @@ func (r *Rule) readDetection(d *document, n yamlast.Node) {
 	}
 	if p, ok := fs["where"]; ok {
 		r.Detection.Where, _ = d.expr(p.value, "where")
+	}
+	if r.Detection.Kind != KindMatch {
+		r.readState(d, n, fs)
 	}
 }
 

@@ -71,6 +71,11 @@ type kindSpec struct {
 
 var kinds = []kindSpec{
 	{KindMatch, []string{"where"}, "each record for which where is true is a hit"},
+	{KindAggregate, []string{
+		"where", "input", "group_by", "window", "lateness", "learning", "aggregates", "having", "settle", "baseline", "bucket",
+	}, "numbers over a window"},
+	{KindSequence, []string{"where", "input", "group_by", "window", "lateness", "steps"}, "steps in order, or a step that does not come"},
+	{KindFirstSeen, []string{"where", "group_by", "lateness", "learning", "memory", "learn_from", "seen_before"}, "a key that is new"},
 }
 
 // Kinds names the kinds that rule files may use.
@@ -167,6 +172,20 @@ type Param struct {
 type Detection struct {
 	Kind  Kind
 	Where Expr // empty text: true
+
+	GroupBy    []Named // by name
+	Lateness   time.Duration
+	Learning   time.Duration
+	Window     time.Duration // aggregate, sequence
+	Aggregates []Aggregate   // by name
+	Having     Expr
+	Settle     time.Duration
+	Baseline   time.Duration // 0: none
+	Bucket     time.Duration
+	Steps      []Step
+	Memory     time.Duration // first_seen
+	LearnFrom  Expr          // empty: same as where
+	SeenBefore []string      // by name
 }
 
 // Exception says which records are not judged, and why.

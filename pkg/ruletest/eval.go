@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/oktawatch/oktawatch/pkg/engine"
 	"github.com/oktawatch/oktawatch/pkg/record"
@@ -84,18 +85,50 @@ func hookShaped(doc []byte) bool {
 }
 
 // Eval judges events in the order they stand in, by every rule of the set whatever its mode, and returns the detections
-// in the order they came.
+// in the order they came. The clock follows the greatest event time; at the end it is the time of the last record.
 func Eval(set *rule.Set, events []*record.SystemLog, failed func(error)) ([]*record.Detection, error) {
 	m := engine.NewMatcher(set, engine.WithDisabled(), engine.WithObserver(told(failed)))
+	st := engine.NewState(set, engine.WithStateObserver(told(failed)))
+	type laneOf struct{ org, lane string }
+	last := map[laneOf]time.Time{}
+	var lanes []laneOf
 	var out []*record.Detection
+	for _, ev := range events { // learning counts from the earliest record of the input
+		l := laneOf{ev.Derived.Org, ev.Derived.Lane}
+		if t, ok := last[l]; !ok || ev.Derived.Time.Before(t) {
+			if !ok {
+				lanes = append(lanes, l)
+			}
+			last[l] = ev.Derived.Time
+		}
+	}
+	for _, l := range lanes {
+		st.Begin(l.org, l.lane, last[l])
+		last[l] = time.Time{}
+	}
 	for _, ev := range events {
 		var v record.SystemLogView
 		if err := v.Load(ev); err != nil {
 			return nil, fmt.Errorf("judge event %s: %w", ev.UUID, err)
 		}
 		out = append(out, m.Match(&v, engine.Place{})...)
+		for _, mt := range m.Take(&v, engine.Place{}) {
+			if err := st.Apply(mt); err != nil {
+				return nil, fmt.Errorf("judge event %s: %w", ev.UUID, err)
+			}
+		}
+		l := laneOf{ev.Derived.Org, ev.Derived.Lane}
+		if ev.Derived.Time.After(last[l]) {
+			last[l] = ev.Derived.Time
+			st.Advance(l.org, l.lane, ev.Derived.Time)
+		}
+		out = append(out, st.Flush().Detections...)
+		st.Commit()
 	}
-	return out, nil
+	for _, l := range lanes {
+		st.Close(l.org, l.lane, last[l])
+	}
+	return append(out, st.Flush().Detections...), nil
 }
 
 type told func(error)

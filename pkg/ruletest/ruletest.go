@@ -62,7 +62,7 @@ func run(set *rule.Set, r *rule.Rule, t *rule.Test, fsys fs.FS, dir string, res 
 	var first []*record.Detection
 	for _, p := range plays {
 		failures := &failures{}
-		ds, err := play(one, p.order(events), failures)
+		ds, err := play(one, t, p.order(events, one.Rules[0].Detection.Lateness), failures)
 		if err != nil {
 			return err
 		}
@@ -90,18 +90,40 @@ func (f *failures) Failed(err error)        { f.errs = append(f.errs, err) }
 // plays are the orders in which a test is played; the first one is what expect is compared with.
 var plays = []struct {
 	name  string
-	order func([]*record.SystemLog) []*record.SystemLog
+	order func(events []*record.SystemLog, lateness time.Duration) []*record.SystemLog
 }{
-	{"in order", func(e []*record.SystemLog) []*record.SystemLog { return e }},
-	{"shuffled", func(e []*record.SystemLog) []*record.SystemLog {
-		e = slices.Clone(e)
-		rand.New(rand.NewPCG(1, uint64(len(e)))).Shuffle(len(e), func(i, j int) { e[i], e[j] = e[j], e[i] }) //nolint:gosec // a fixed order
-		return e
+	{"in order", func(e []*record.SystemLog, _ time.Duration) []*record.SystemLog { return inOrder(e) }},
+	{"shuffled within the lateness", func(e []*record.SystemLog, lateness time.Duration) []*record.SystemLog {
+		r := rand.New(rand.NewPCG(1, uint64(len(e)))) //nolint:gosec // a fixed order
+		if lateness == 0 {
+			return inOrder(e)
+		}
+		type read struct {
+			at time.Time
+			ev *record.SystemLog
+		}
+		all := make([]read, len(e))
+		for i, ev := range e {
+			all[i] = read{ev.Derived.Time.Add(time.Duration(r.Int64N(int64(lateness)))), ev}
+		}
+		slices.SortStableFunc(all, func(a, b read) int { return a.at.Compare(b.at) })
+		out := make([]*record.SystemLog, len(e))
+		for i := range all {
+			out[i] = all[i].ev
+		}
+		return out
 	}},
-	{"with every event twice", func(e []*record.SystemLog) []*record.SystemLog { return append(slices.Clone(e), e...) }},
-	{"with a partial copy before each event", func(e []*record.SystemLog) []*record.SystemLog {
+	{"with every event twice", func(e []*record.SystemLog, _ time.Duration) []*record.SystemLog {
+		e = inOrder(e)
 		var out []*record.SystemLog
 		for _, ev := range e {
+			out = append(out, ev, ev)
+		}
+		return append(out, e...)
+	}},
+	{"with a partial copy before each event", func(e []*record.SystemLog, _ time.Duration) []*record.SystemLog {
+		var out []*record.SystemLog
+		for _, ev := range inOrder(e) {
 			hook, full := *ev, *ev
 			hook.Derived.Partial, full.Derived.Copy = true, 2
 			hook.Device, hook.SecurityContext = nil, nil
@@ -119,21 +141,54 @@ var plays = []struct {
 	}},
 }
 
-// play judges events and gives the last update of each detection that is not withdrawn, in order of time.
-func play(set *rule.Set, events []*record.SystemLog, o engine.Observer) ([]*record.Detection, error) {
+// inOrder sorts events by time.
+func inOrder(e []*record.SystemLog) []*record.SystemLog {
+	e = slices.Clone(e)
+	slices.SortStableFunc(e, func(a, b *record.SystemLog) int { return a.Derived.Time.Compare(b.Derived.Time) })
+	return e
+}
+
+// longAfter is more than any rule waits.
+const longAfter = 20 * 365 * 24 * time.Hour
+
+// play judges events and gives the last update of each detection that is not withdrawn, in order of time. At the end
+// the clock runs on until nothing waits.
+func play(set *rule.Set, t *rule.Test, events []*record.SystemLog, o engine.Observer) ([]*record.Detection, error) {
 	m := engine.NewMatcher(set, engine.WithDisabled(), engine.WithObserver(o))
+	st := engine.NewState(set, engine.WithStateObserver(o))
 	last := map[string]*record.Detection{}
-	for _, ev := range events {
-		var v record.SystemLogView
-		if err := v.Load(ev); err != nil {
-			return nil, fmt.Errorf("encode event %s: %w", ev.UUID, err)
-		}
-		for _, d := range m.Match(&v, engine.Place{}) {
+	put := func(ds []*record.Detection) {
+		for _, d := range ds {
 			if old := last[d.ID]; old == nil || old.Update <= d.Update {
 				last[d.ID] = d
 			}
 		}
 	}
+	if t.Learned {
+		st.Begin(Org, "live", time.Unix(0, 0))
+	}
+	var now time.Time
+	for _, ev := range events {
+		var v record.SystemLogView
+		if err := v.Load(ev); err != nil {
+			return nil, fmt.Errorf("encode event %s: %w", ev.UUID, err)
+		}
+		put(m.Match(&v, engine.Place{}))
+		st.Begin(Org, "live", ev.Derived.Time)
+		for _, mt := range m.Take(&v, engine.Place{}) {
+			if err := st.Apply(mt); err != nil {
+				return nil, err
+			}
+		}
+		if ev.Derived.Time.After(now) {
+			now = ev.Derived.Time
+			st.Advance(Org, "live", now)
+		}
+		put(st.Flush().Detections)
+		st.Commit()
+	}
+	st.Advance(Org, "live", now.Add(longAfter))
+	put(st.Flush().Detections)
 	out := make([]*record.Detection, 0, len(last))
 	for _, d := range last {
 		if !d.Withdrawn {
