@@ -77,6 +77,7 @@ type unit struct {
 	tries    int
 	retryAt  time.Time
 	span     int             // how many records a batch may have, while a bad one is looked for; 0: any
+	suspect  *kgo.Record     // the last record of the batch that has the bad one; nil: it is found
 	poison   map[place]error // refused by the broker for what it makes of them
 	cut      map[place]bool  // dead letters that were refused too
 	nextTick time.Time
@@ -629,9 +630,7 @@ func (s *session) runTask(e *Emit, u *unit, msgs []Message) (int, error) {
 			if n == 1 {
 				e.source(recs, batch[0].raw)
 			}
-			if u.span *= 4; u.span >= maxBatchRecords {
-				u.span = 0
-			}
+			u.widen(batch)
 			return i + n, nil
 		}
 		class, permanent := isPermanent(err)
@@ -639,13 +638,28 @@ func (s *session) runTask(e *Emit, u *unit, msgs []Message) (int, error) {
 		case !permanent:
 			return i, fmt.Errorf("%d records from %s: %w", n, batch[0], err)
 		case n > 1:
-			u.span = n / 2
+			u.span, u.suspect = n/2, batch[n-1].raw
 		default:
 			s.bury(e, u, batch[0], class, err)
+			u.span, u.suspect = 1, nil // bad ones come in rows
 			i++
 		}
 	}
 	return len(msgs), nil
+}
+
+// widen says how many records the batch after a good one may have. While the bad one is known to be in what is left of a batch that
+// failed, no more than now; after it, more and more.
+func (u *unit) widen(good []Message) {
+	switch {
+	case u.suspect == nil:
+		u.span *= 4
+	case slices.ContainsFunc(good, func(m Message) bool { return m.raw == u.suspect }):
+		u.span, u.suspect = 0, nil
+	}
+	if u.span >= maxBatchRecords {
+		u.span = 0
+	}
 }
 
 func (s *session) bury(e *Emit, u *unit, m Message, class string, err error) {
@@ -912,13 +926,15 @@ func (s *session) refused(turns []turn, end *endError) bool {
 		switch {
 		case t.tick:
 			return false
-		case src == nil && t.read > 1:
-			t.u.span = max(t.read/2, 1)
 		case src == nil:
 			for _, r := range t.u.pending[:t.upTo] {
 				if !r.Attrs.IsControl() {
 					src = r
 				}
+			}
+			if t.read > 1 {
+				t.u.span, t.u.suspect = t.read/2, src
+				return true
 			}
 			fallthrough
 		default:

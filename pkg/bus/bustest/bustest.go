@@ -47,9 +47,13 @@ type Option func(*config)
 
 type config struct {
 	partitions int32
+	registry   bool
 	inProcess  bool
 	kfake      []kfake.Opt
 }
+
+// OwnRegistry is for tests that care for no registry: one in this process, also where SCHEMA_REGISTRY_URL is set.
+func OwnRegistry() Option { return func(c *config) { c.registry = true } }
 
 // InProcess is for faults that only a broker of our own can be made to have: kfake also where KAFKA_SEEDS is set, with these options.
 func InProcess(opts ...kfake.Opt) Option {
@@ -78,7 +82,9 @@ func StartWith(t testing.TB, opts []Option, ts ...topics.Topic) *Broker {
 		if os.Getenv("KAFKA_BROKERS_REPLICATED") != "" || len(b.Seeds) >= 3 {
 			b.Replication = 3
 		}
-		b.RegistryURL = os.Getenv("SCHEMA_REGISTRY_URL")
+		if !c.registry {
+			b.RegistryURL = os.Getenv("SCHEMA_REGISTRY_URL")
+		}
 	} else {
 		cluster, err := kfake.NewCluster(append([]kfake.Opt{
 			kfake.NumBrokers(1), kfake.DefaultNumPartitions(int(c.partitions)),

@@ -16,7 +16,7 @@ import (
 // TestChaos kills, freezes, thaws and starts processes of one stage at random under load, two of them at times under one id.
 func TestChaos(t *testing.T) {
 	t.Parallel()
-	b := bustest.Start(t, countingTopics()...)
+	b := begin(t, countingTopics()...)
 	l := startLoad(t, b, 2*time.Millisecond)
 	seed := uint64(time.Now().UnixNano())
 	rnd := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // a test's own
@@ -81,7 +81,7 @@ func TestReplicatedBrokerKilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := bustest.Start(t, countingTopics()...)
+	b := begin(t, countingTopics()...)
 	run(t, b, "one", nil, newCounter)
 	run(t, b, "two", nil, newCounter)
 	w := watch(t, b)

@@ -64,7 +64,7 @@ func TestWireCut(t *testing.T) {
 	for step, long := range map[string]time.Duration{hook.OffsetsSent: 500 * time.Millisecond, hook.Produced: 9 * time.Second} {
 		t.Run(fmt.Sprintf("%s %v", step, long), func(t *testing.T) {
 			t.Parallel()
-			b := bustest.Start(t, countingTopics()...)
+			b := begin(t, countingTopics()...)
 			l := startLoad(t, b, 5*time.Millisecond)
 			var w wire
 			var armed atomic.Bool
@@ -96,7 +96,7 @@ func TestWireCut(t *testing.T) {
 // when it is killed: it does not count, neither now nor when later transactions have passed its number.
 func TestTornChangelog(t *testing.T) {
 	t.Parallel()
-	b := bustest.Start(t, countingTopics()...)
+	b := begin(t, countingTopics()...)
 	keys := keysFor(topics.EmbeddedPartitions)
 	m := run(t, b, "one", nil, newCounter)
 	b.Write(t, topics.Raw, keys[0], "x", keys[0], "x", keys[1], "x")
@@ -173,7 +173,7 @@ func TestBrokerFails(t *testing.T) {
 // TestClearErrors starts stages that cannot work yet.
 func TestClearErrors(t *testing.T) {
 	t.Parallel()
-	b := bustest.Start(t, topics.Detections)
+	b := begin(t, topics.Detections)
 	says := func(one *bus.Bus, want string) {
 		t.Helper()
 		bustest.Until(t, 20*time.Second, func() error {
@@ -219,7 +219,7 @@ func TestClearErrors(t *testing.T) {
 // refreshes its metadata too seldom stalls for 5 s several times a minute.
 func TestReplicated(t *testing.T) {
 	t.Parallel()
-	b := bustest.Start(t, countingTopics()...)
+	b := begin(t, countingTopics()...)
 	var mu sync.Mutex
 	began := map[int32]time.Time{}
 	var took []time.Duration

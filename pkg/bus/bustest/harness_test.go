@@ -161,6 +161,12 @@ func (c *counter) Tick(_ context.Context, _ time.Time, out *bus.Emit) error {
 func (c *counter) Commit() { c.counts.Commit() }
 func (c *counter) Abort()  { c.counts.Abort() }
 
+// begin starts what a test of raw records needs.
+func begin(t *testing.T, ts ...topics.Topic) *bustest.Broker {
+	t.Helper()
+	return bustest.StartWith(t, []bustest.Option{bustest.OwnRegistry()}, ts...)
+}
+
 // countingTopics is what the counting stage needs.
 func countingTopics() []topics.Topic {
 	return []topics.Topic{

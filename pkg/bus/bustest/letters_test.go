@@ -33,7 +33,7 @@ func startHandler(t *testing.T, b *bustest.Broker, h bus.Handler) *member {
 func waitFor(t *testing.T, b *bustest.Broker, row topics.Topic, n int) []bus.Message {
 	t.Helper()
 	var got []bus.Message
-	bustest.Until(t, 30*time.Second, func() error {
+	bustest.Until(t, time.Minute, func() error {
 		if got = b.Read(t, row); len(got) < n {
 			return fmt.Errorf("%s: %d of %d records", row.Name, len(got), n)
 		}
@@ -48,7 +48,7 @@ func waitFor(t *testing.T, b *bustest.Broker, row topics.Topic, n int) []bus.Mes
 // TestDeadLetters has a handler that refuses some records, in each of the ways it can: the stream goes on, and the letters say all.
 func TestDeadLetters(t *testing.T) {
 	t.Parallel()
-	b := bustest.Start(t, matchTopics()...)
+	b := begin(t, matchTopics()...)
 	startHandler(t, b, func(_ context.Context, m bus.Message, out *bus.Emit) error {
 		if err := out.PutRaw(topics.Detections, string(m.Key), m.Value); err != nil {
 			return err
@@ -110,7 +110,7 @@ func TestDeadLetters(t *testing.T) {
 // TestRedrive sends a dead letter back: the stage sees it where it was, and what fails again counts its attempts.
 func TestRedrive(t *testing.T) {
 	t.Parallel()
-	b := bustest.Start(t, matchTopics()...)
+	b := begin(t, matchTopics()...)
 	var cured atomic.Bool
 	var seen atomic.Value
 	startHandler(t, b, func(_ context.Context, m bus.Message, out *bus.Emit) error {
@@ -166,7 +166,7 @@ func TestPoisonInBatch(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := bustest.Start(t, countingTopics()...)
+			b := begin(t, countingTopics()...)
 			key := keysFor(topics.EmbeddedPartitions)[2]
 			var kv []string
 			var want int
@@ -213,7 +213,7 @@ func (p *picky) Process(_ context.Context, batch []bus.Message, out *bus.Emit) e
 // of the batch goes on.
 func TestTooLargeForBroker(t *testing.T) {
 	t.Parallel()
-	b := bustest.Start(t, countingTopics()...)
+	b := begin(t, countingTopics()...)
 	for _, row := range []topics.Topic{topics.SystemLog, topics.Raw.DLQ()} {
 		small := "2000"
 		if _, err := b.Admin().AlterTopicConfigs(t.Context(), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "max.message.bytes", Value: &small}}, row.Full(b.Prefix)); err != nil {
@@ -261,7 +261,7 @@ func (e *echo) Process(_ context.Context, batch []bus.Message, out *bus.Emit) er
 // Health says why.
 func TestRetry(t *testing.T) {
 	t.Parallel()
-	b := bustest.Start(t, matchTopics()...)
+	b := begin(t, matchTopics()...)
 	var well atomic.Bool
 	m := startHandler(t, b, func(_ context.Context, m bus.Message, out *bus.Emit) error {
 		if string(m.Value) == "stuck" && !well.Load() {

@@ -48,7 +48,7 @@ func describe(t *testing.T, b *bustest.Broker, g topics.Group) kadm.DescribedGro
 // TestKilledMemberReturns kills a member's process under load and starts it again: it reads on at once, and nothing is lost or repeated.
 func TestKilledMemberReturns(t *testing.T) {
 	t.Parallel()
-	b := bustest.Start(t, countingTopics()...)
+	b := begin(t, countingTopics()...)
 	l := startLoad(t, b, 2*time.Millisecond)
 	w := watch(t, b)
 	cmd := spawn(t, b, "one")
@@ -89,7 +89,7 @@ func TestKilledMemberReturns(t *testing.T) {
 // TestKilledMemberStaysAway kills one of three for good: the others take over within 10 s, and nobody's records stand still for longer.
 func TestKilledMemberStaysAway(t *testing.T) {
 	t.Parallel()
-	b := bustest.Start(t, countingTopics()...)
+	b := begin(t, countingTopics()...)
 	l := startLoad(t, b, 2*time.Millisecond)
 	w := watch(t, b)
 	two, three := run(t, b, "two", nil, newCounter), run(t, b, "three", nil, newCounter)
@@ -144,7 +144,7 @@ func TestTwoWithOneID(t *testing.T) {
 	for _, why := range []string{"busy", "idle"} {
 		t.Run(why, func(t *testing.T) {
 			t.Parallel()
-			b := bustest.Start(t, countingTopics()...)
+			b := begin(t, countingTopics()...)
 			var l *load
 			if why == "busy" {
 				l = startLoad(t, b, 2*time.Millisecond)
@@ -182,7 +182,7 @@ func TestTwoWithOneID(t *testing.T) {
 // TestCleanStopLeaves stops one of two: the other has its partitions at once, and not when the session runs out.
 func TestCleanStopLeaves(t *testing.T) {
 	t.Parallel()
-	b := bustest.Start(t, countingTopics()...)
+	b := begin(t, countingTopics()...)
 	l := startLoad(t, b, 2*time.Millisecond)
 	one, two := run(t, b, "one", nil, newCounter), run(t, b, "two", nil, newCounter)
 	owning(t, 2, one, two)
@@ -203,7 +203,7 @@ func TestCleanStopLeaves(t *testing.T) {
 func TestTogether(t *testing.T) {
 	t.Parallel()
 	g := topics.AlertState
-	b := bustest.StartWith(t, []bustest.Option{bustest.Partitions(12)}, append(g.Topics(), *g.State)...)
+	b := bustest.StartWith(t, []bustest.Option{bustest.Partitions(12), bustest.OwnRegistry()}, append(g.Topics(), *g.State)...)
 	var mu sync.Mutex
 	seen := 0
 	check := func() {
@@ -229,7 +229,7 @@ func TestTogether(t *testing.T) {
 		}
 	}
 	live := map[string]*member{}
-	begin := func(id string) {
+	join := func(id string) {
 		live[id] = start(t, b, id, nil, func(ctx context.Context, one *bus.Bus) error {
 			return one.RunTasks(ctx, g, newCounter)
 		})
@@ -239,7 +239,7 @@ func TestTogether(t *testing.T) {
 	for range 12 {
 		switch n := len(live); {
 		case n < 2 || n < 5 && rnd.IntN(2) == 0:
-			begin(fmt.Sprintf("m%d", next))
+			join(fmt.Sprintf("m%d", next))
 			next++
 		default:
 			for id, m := range live {

@@ -45,7 +45,7 @@ func (tb *table) get(key string) string {
 // TestTable is whole when it is opened, holds nothing uncommitted, and is kept up.
 func TestTable(t *testing.T) {
 	t.Parallel()
-	b := bustest.Start(t, topics.Cursors)
+	b := begin(t, topics.Cursors)
 	one := b.Bus(t, "one")
 	ctx, cancel := context.WithCancel(t.Context())
 	var kv []string
@@ -230,10 +230,10 @@ func TestSender(t *testing.T) {
 // TestRunAssigned tells each member which partitions are its own, and all of them have one owner.
 func TestRunAssigned(t *testing.T) {
 	t.Parallel()
-	b := bustest.Start(t, topics.Sources)
+	b := begin(t, topics.Sources)
 	var mu sync.Mutex
 	has := map[string][]int32{}
-	begin := func(id string) *member {
+	join := func(id string) *member {
 		return start(t, b, id, nil, func(ctx context.Context, one *bus.Bus) error {
 			return one.RunAssigned(ctx, topics.IngestSources, func(_ context.Context, ns []int32) error {
 				mu.Lock()
@@ -256,9 +256,9 @@ func TestRunAssigned(t *testing.T) {
 			return nil
 		})
 	}
-	one := begin("one")
+	one := join("one")
 	settled(map[string]int{"one": 4})
-	begin("two")
+	join("two")
 	settled(map[string]int{"one": 2, "two": 2})
 	one.stop(t)
 	settled(map[string]int{"two": 4})

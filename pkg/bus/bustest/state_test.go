@@ -21,7 +21,7 @@ func TestAbortUnderRebalance(t *testing.T) {
 	for _, step := range []string{hook.Processed, hook.Produced, hook.OffsetsSent, hook.Committed} {
 		t.Run(step, func(t *testing.T) {
 			t.Parallel()
-			b := bustest.Start(t, countingTopics()...)
+			b := begin(t, countingTopics()...)
 			l := startLoad(t, b, 5*time.Millisecond)
 			var armed atomic.Bool
 			at, rebalanced := make(chan struct{}), make(chan struct{})
@@ -72,7 +72,7 @@ func TestPausedOwner(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := bustest.Start(t, countingTopics()...)
+			b := begin(t, countingTopics()...)
 			at, goOn, gate := make(chan struct{}), make(chan struct{}), make(chan struct{})
 			var steps atomic.Int32
 			first := run(t, b, "first", &hook.Hooks{At: func(_ context.Context, s string, _ int32) error {
@@ -126,7 +126,7 @@ func TestPausedOwner(t *testing.T) {
 // TestRemovedMembersTick has a Tick write while the partition goes to another member: it must not count.
 func TestRemovedMembersTick(t *testing.T) {
 	t.Parallel()
-	b := bustest.Start(t, countingTopics()...)
+	b := begin(t, countingTopics()...)
 	var armed atomic.Bool
 	at, goOn := make(chan struct{}), make(chan struct{})
 	var once sync.Once
@@ -171,7 +171,7 @@ func TestRemovedMembersTick(t *testing.T) {
 // TestTickAloneSurvives has a Tick write memory without any record read, and looks for it after a restart.
 func TestTickAloneSurvives(t *testing.T) {
 	t.Parallel()
-	b := bustest.Start(t, countingTopics()...)
+	b := begin(t, countingTopics()...)
 	var ticks atomic.Int32
 	m := run(t, b, "one", nil, func(n int32) (bus.Task, error) {
 		return &counter{tick: func(c *counter, out *bus.Emit) error {
