@@ -140,6 +140,9 @@ func (x *sources) open(ctx context.Context) error {
 	if err := x.try(ctx, "write the configured sources", x.writeOwn); err != nil {
 		return err
 	}
+	if err := x.try(ctx, "read the configured sources", x.table.Sync); err != nil { // nobody acts on what an earlier configuration said
+		return err
+	}
 	x.setErr(nil)
 	return nil
 }
