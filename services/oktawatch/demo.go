@@ -36,7 +36,9 @@ func (u *up) startOrg(ctx context.Context, g *errgroup.Group) error {
 		return err
 	}
 	c.APITokens = []string{text}
-	c.Log = u.log.With("service", "sim")
+	if c.Log, err = u.logger("sim"); err != nil {
+		return err
+	}
 	if u.org, err = oktasim.New(c); err != nil {
 		return err
 	}

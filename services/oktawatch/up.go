@@ -46,7 +46,6 @@ type Config struct {
 // Names of addresses in run.json.
 const (
 	runAdmin = "admin"
-	runHook  = "hook"
 	runSim   = "sim"
 )
 
@@ -114,7 +113,7 @@ func (u *up) run(ctx context.Context) (err error) {
 			u.cfg.Common.Log.Level = "info"
 		}
 	}
-	if u.log, err = svc.NewLogger(u.cfg.Common.Log, u.errs, "up", svc.Version()); err != nil {
+	if u.log, err = u.logger("up"); err != nil {
 		return err
 	}
 	u.set = metrics.NewSet()
@@ -223,7 +222,10 @@ func stopAnd(stop context.CancelFunc, g *errgroup.Group) error {
 func (u *up) services() (map[string]func(context.Context) error, *svc.Admin, error) {
 	admin := svc.NewAdmin("up", svc.Version(), u.log, u.set)
 	admin.Ready("disk", func(context.Context) error { return u.broker.Check() })
-	logger := func(name string) *slog.Logger { return u.log.With("service", name) }
+	logger := func(name string) *slog.Logger {
+		log, _ := u.logger(name) // the one of `up` had the same settings
+		return log
+	}
 	b := u.clients.Bus
 
 	in, err := ingest.New(u.cfg.Ingest, ingest.Deps{
@@ -247,6 +249,11 @@ func (u *up) services() (map[string]func(context.Context) error, *svc.Admin, err
 	admin.Ready("masking key", no.Ready)
 	admin.Ready("rules", de.Ready)
 	return map[string]func(context.Context) error{"ingest": in.Run, "normalize": no.Run, "detect": de.Run, "alert": al.Run}, admin, nil
+}
+
+// logger is that of one service: each line names one service.
+func (u *up) logger(service string) (*slog.Logger, error) {
+	return svc.NewLogger(u.cfg.Common.Log, u.errs, service, svc.Version())
 }
 
 // needSource refuses to run for nobody: without a source in the configuration there must be one on the topic.

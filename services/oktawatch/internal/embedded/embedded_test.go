@@ -606,6 +606,10 @@ func TestDiskTrouble(t *testing.T) {
 	if n := strings.Count(log.String(), "\n"); n != 1 {
 		t.Errorf("%d lines of log, want 1", n)
 	}
+	brokerLog{e}.Logf(kfake.LogLevelWarn, slowCommit+" pid=%d", 7)
+	if n := strings.Count(log.String(), "\n"); n != 1 {
+		t.Errorf("%d lines of log after a slow commit, want none more", n)
+	}
 	e.troubleAt = time.Now().Add(-time.Minute)
 	if err := e.Check(); err != nil {
 		t.Errorf("a minute later: %v", err)
