@@ -35,6 +35,9 @@ func (t *tool) sim() *cobra.Command {
 traffic and attack scenarios. Its control API is under /sim/ (GET /sim/truth, POST /sim/scenarios/NAME, POST /sim/faults, …).
 Settings not named by a flag come from the section sim of --config.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if list && t.output == "json" {
+				return t.json(oktasim.Scenarios())
+			}
 			if list {
 				for _, s := range oktasim.Scenarios() {
 					fmt.Fprintf(t.out, "%-28s %s\n", s.Name, s.Doc)

@@ -34,6 +34,7 @@ type sourceState struct {
 	Through  time.Time `json:"through,omitzero"`
 	Message  string    `json:"message,omitempty"`
 	LastErr  string    `json:"last_error,omitempty"`
+	ErrAt    time.Time `json:"last_error_at,omitzero"`
 	Warnings []string  `json:"warnings,omitempty"`
 }
 
@@ -100,6 +101,9 @@ func sources(ctx context.Context, b *bus.Bus) ([]sourceState, error) {
 		if s.Through != nil {
 			st.Through = *s.Through
 		}
+		if s.LastErrorAt != nil {
+			st.ErrAt = *s.LastErrorAt
+		}
 		rows[key] = st
 	})
 	mu.Lock()
@@ -146,10 +150,11 @@ func (t *tool) printStatus(r statusReport) error {
 		return err
 	}
 	for _, s := range r.Sources {
-		for _, m := range append(slices.Clone(s.Warnings), s.LastErr) {
-			if m != "" {
-				fmt.Fprintf(t.out, "%s/%s: %s\n", s.Source, s.Part, m)
-			}
+		for _, m := range s.Warnings {
+			fmt.Fprintf(t.out, "%s/%s: %s\n", s.Source, s.Part, m)
+		}
+		if s.LastErr != "" {
+			fmt.Fprintf(t.out, "%s/%s: last error, %s: %s\n", s.Source, s.Part, ago(s.ErrAt), s.LastErr)
 		}
 	}
 	return nil
