@@ -171,6 +171,25 @@ func settled(t *testing.T, r *tail.Reader, org *oktasim.Org, within time.Duratio
 			return
 		}
 		if time.Now().After(deadline) {
+			events := read(t, r, topics.SystemLog, false)
+			told, detections := 0, detected(t, r)
+			for e := range org.Truth().Events(oktasim.Query{}) {
+				if told == 20 {
+					break
+				}
+				rule := expected[e.EventType]
+				if !events.ids[e.UUID] {
+					told++
+					t.Logf("missing: %s %s, published %s, seq %d", e.EventType, e.UUID, e.Published, e.Seq)
+				} else if rule != "" && !detections[rule+" "+e.UUID] {
+					told++
+					for id, at := range events.by {
+						if id.ID == e.UUID {
+							t.Logf("undetected by %s: %s, published %s, copy %d at %v", rule, e.UUID, e.Published, id.N, at)
+						}
+					}
+				}
+			}
 			t.Fatalf("%s after the last event %d events and %d detections are still missing", within, missing, undetected)
 		}
 		time.Sleep(500 * time.Millisecond)
@@ -180,7 +199,22 @@ func settled(t *testing.T, r *tail.Reader, org *oktasim.Org, within time.Duratio
 func lost(t *testing.T, r *tail.Reader, org *oktasim.Org) (missing, undetected int) {
 	t.Helper()
 	events := read(t, r, topics.SystemLog, false)
-	detected := map[string]bool{}
+	detections := detected(t, r)
+	for e := range org.Truth().Events(oktasim.Query{}) {
+		if !events.ids[e.UUID] {
+			missing++
+		}
+		if rule := expected[e.EventType]; rule != "" && !detections[rule+" "+e.UUID] {
+			undetected++
+		}
+	}
+	return missing, undetected
+}
+
+// detected are the rules and events that detections speak of.
+func detected(t *testing.T, r *tail.Reader) map[string]bool {
+	t.Helper()
+	found := map[string]bool{}
 	for _, records := range read(t, r, topics.Detections, true).by {
 		var d struct {
 			RuleID string   `json:"rule_id"`
@@ -190,18 +224,10 @@ func lost(t *testing.T, r *tail.Reader, org *oktasim.Org) (missing, undetected i
 			t.Fatal(err)
 		}
 		for _, u := range d.UUIDs {
-			detected[d.RuleID+" "+u] = true
+			found[d.RuleID+" "+u] = true
 		}
 	}
-	for e := range org.Truth().Events(oktasim.Query{}) {
-		if !events.ids[e.UUID] {
-			missing++
-		}
-		if rule := expected[e.EventType]; rule != "" && !detected[rule+" "+e.UUID] {
-			undetected++
-		}
-	}
-	return missing, undetected
+	return found
 }
 
 // TestKillEachServiceUnderLoad kills each service process in turn while events flow and asks that nothing is missing and
@@ -267,7 +293,10 @@ func TestKillTheWholeProcess(t *testing.T) {
 	org := simulated(t, 400)
 	config := settings(t, org, "log: {level: info}\n", "ingest", "normalize")
 	f := fleet.New(t, fleet.Build(t, "oktawatch"))
-	data := t.TempDir()
+	data := os.Getenv("OKTAWATCH_KEEP_DATA") // to look at what a failed run left
+	if data == "" {
+		data = t.TempDir()
+	}
 	env := fleet.Env(map[string]string{"OKTAWATCH_DATA_DIR": data, "OKTAWATCH_ADMIN__LISTEN": "off",
 		"OKTAWATCH_EMBEDDED__KAFKA_LISTEN": freePort(t), "OKTAWATCH_EMBEDDED__REGISTRY_LISTEN": freePort(t)})
 	p := f.Start("up", "oktawatch", env, "up", "--config", config)

@@ -43,7 +43,7 @@ var homes = map[string][]string{
 
 // testHomes are further homes that hold for tests alone.
 var testHomes = map[string][]string{
-	"github.com/twmb/franz-go/pkg/kgo":  {"pkg/tail"}, // its read-committed consumer is the judge of ours
+	"github.com/twmb/franz-go/pkg/kgo":  {"pkg/tail", "services/oktawatch/internal/embedded"}, // its read-committed consumer is the judge of ours
 	"github.com/twmb/franz-go/pkg/kmsg": {"pkg/tail"},
 }
 
