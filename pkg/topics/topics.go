@@ -195,12 +195,13 @@ var (
 	IngestSources  = Group{Service: Ingest, Stage: "sources", Inputs: []Topic{Sources}}
 	NormalizeDedup = Group{Service: Normalize, Stage: "dedup", Inputs: []Topic{Raw}, State: &NormalizeDedupState, Redrive: &NormalizeDedupRedrive}
 	DetectMatch    = Group{Service: Detect, Stage: "match", Inputs: []Topic{SystemLog}, Redrive: &DetectMatchRedrive}
+	DetectState    = Group{Service: Detect, Stage: "state", Inputs: []Topic{Matches}, State: &DetectStateState, Redrive: &DetectStateRedrive}
 	AlertState     = Group{Service: AlertSvc, Stage: "state", Inputs: []Topic{Detections, AlertCommands}, State: &AlertStateState, Redrive: &AlertStateRedrive}
 )
 
 // Groups lists every group in flow order.
 func Groups() []Group {
-	return []Group{IngestSources, NormalizeDedup, DetectMatch, AlertState}
+	return []Group{IngestSources, NormalizeDedup, DetectMatch, DetectState, AlertState}
 }
 
 // Name is the group's id: `oktawatch.<service>.<stage>` after the prefix.

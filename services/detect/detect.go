@@ -53,6 +53,12 @@ type Service struct {
 	loader  *rule.Loader
 	current atomic.Pointer[generation]
 
+	newWindows func(*rule.Set, engine.Observer) windows
+	windowed   atomic.Bool    // a windowed rule has been loaded since the start: time must go on
+	clocks     sync.WaitGroup // what clocks do beside the stage
+	evidence   evidence
+	patience   time.Duration // with a Match of a rule that is not loaded
+
 	mu   sync.Mutex
 	free []*worker // of the current generation
 }
@@ -96,7 +102,10 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Service{cfg: cfg, bus: deps.Bus, log: deps.Log, m: newInstruments(deps.Metrics), loader: loader}
+	s := &Service{cfg: cfg, bus: deps.Bus, log: deps.Log, m: newInstruments(deps.Metrics), loader: loader, patience: maxUnknown}
+	s.newWindows = func(set *rule.Set, o engine.Observer) windows {
+		return engine.NewState(set, engine.WithTopic(topics.SystemLog.Name), engine.WithStateObserver(o))
+	}
 	if builtin {
 		s.pack = deps.Pack
 	}
@@ -132,9 +141,17 @@ func (s *Service) Run(ctx context.Context) error {
 	defer cancel()
 	var watching sync.WaitGroup
 	watching.Go(func() { s.watch(ctx) })
-	err := s.bus.RunHandler(ctx, topics.DetectMatch, s.judge)
+	stages := make(chan error, 2)
+	go func() { stages <- s.bus.RunHandler(ctx, topics.DetectMatch, s.judge) }()
+	go func() { stages <- s.bus.RunTasks(ctx, topics.DetectState, s.newStateTask) }()
+	err := <-stages
+	if err != nil {
+		cancel() // one without the other is of no use
+	}
+	err = errors.Join(err, <-stages)
 	cancel()
 	watching.Wait()
+	s.clocks.Wait()
 	return err
 }
 
@@ -150,11 +167,18 @@ func (s *Service) judge(ctx context.Context, m bus.Message, out *bus.Emit) error
 		return bus.Permanent(err)
 	}
 	s.m.events.Inc()
-	for _, d := range w.matcher.Match(&w.view, engine.Place{Topic: m.Topic.Name, Partition: m.Partition, Offset: m.Offset}) {
+	at := engine.Place{Topic: m.Topic.Name, Partition: m.Partition, Offset: m.Offset}
+	for _, d := range w.matcher.Match(&w.view, at) {
 		if err := out.Put(topics.Detections, d.Fingerprint, d); err != nil {
 			return fmt.Errorf("write detection of rule %s: %w", d.RuleID, err)
 		}
 		s.m.detections.With(d.RuleID, d.Mode).Inc()
+	}
+	for _, mt := range w.matcher.Take(&w.view, at) {
+		if err := out.Put(topics.Matches, engine.MatchKey(mt), mt); err != nil {
+			return fmt.Errorf("write event for rule %s: %w", mt.RuleID, err)
+		}
+		s.m.matches.With(mt.RuleID).Inc()
 	}
 	// Sections are read as rules ask for them: what was broken in them shows now.
 	return bus.Permanent(w.view.Err())
@@ -195,3 +219,17 @@ func (s *Service) Failed(err error) {
 		s.log.Warn("an expression failed and counts as false", "rule", ev.Rule, "expression", ev.What, "error", ev.Err)
 	}
 }
+
+// Limited implements engine.StateObserver.
+func (s *Service) Limited(ruleID, what string) {
+	s.m.limits.With(ruleID).Inc()
+	if s.m.first(ruleID + "\x00" + what) {
+		s.log.Warn("a limit of what a rule holds was reached", "rule", ruleID, "limit", what)
+	}
+}
+
+// Late implements engine.StateObserver.
+func (s *Service) Late(ruleID string) { s.m.late.With(ruleID).Inc() }
+
+// readsDetections tells whether a rule in force reads what others found.
+func (s *Service) readsDetections() bool { return false }

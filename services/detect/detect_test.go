@@ -24,6 +24,10 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(childSeeds) != "" {
+		child()
+		return
+	}
 	goleak.VerifyTestMain(m)
 }
 
@@ -37,7 +41,8 @@ type rig struct {
 
 func newRig(t testing.TB, cfg Config) *rig {
 	t.Helper()
-	b := bustest.Start(t, topics.SystemLog, topics.SystemLog.DLQ(), topics.Detections, topics.DetectMatchRedrive)
+	b := bustest.Start(t, topics.SystemLog, topics.SystemLog.DLQ(), topics.Detections, topics.DetectMatchRedrive,
+		topics.Matches, topics.Matches.DLQ(), topics.DetectStateState, topics.DetectStateRedrive)
 	r := &rig{t: t, b: b, sender: b.Bus(t, "sender").Sender()}
 	made := b.Bus(t, "one")
 	s, err := New(cfg, Deps{Log: bustest.Logger(), Bus: made, Pack: rules.FS, Metrics: metrics.NewSet()})

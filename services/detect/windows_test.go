@@ -1,0 +1,558 @@
+package detect
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/oktawatch/oktawatch/pkg/bus"
+	"github.com/oktawatch/oktawatch/pkg/bus/bustest"
+	"github.com/oktawatch/oktawatch/pkg/engine"
+	"github.com/oktawatch/oktawatch/pkg/record"
+	"github.com/oktawatch/oktawatch/pkg/rule"
+	"github.com/oktawatch/oktawatch/pkg/topics"
+	"github.com/oktawatch/oktawatch/rules"
+)
+
+// tally stands in for the engine: it counts the events of each group, each once, and writes an update for each. So it shows in the
+// updates of a group when a Match was taken twice or never, when one was written again, and when memory was lost, stale or from a
+// transaction that did not happen: they are then not 1, 2, 3. What the clock has passed is late; a group ends when the clock passes its
+// last event by a minute.
+type tally struct {
+	groups bus.Overlay[string, group]
+	clocks bus.Overlay[string, int64]
+	out    engine.Output
+}
+
+type group struct {
+	Org, Lane, Rule string
+	Updates         int64
+	Last            int64
+	UUIDs           []string
+}
+
+func (t *tally) SetRules(*rule.Set) {}
+
+func (t *tally) Restored() {}
+
+func (t *tally) Begin(string, string, time.Time) {}
+
+func (t *tally) Restore(key string, value []byte) error {
+	k, isClock := strings.CutPrefix(key, "clock/")
+	switch {
+	case isClock:
+		n, err := strconv.ParseInt(string(value), 10, 64)
+		t.clocks.Load(k, n)
+		return err
+	default:
+		var g group
+		err := json.Unmarshal(value, &g)
+		t.groups.Load(key, g)
+		return err
+	}
+}
+
+func (t *tally) put(key string, v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	t.out.Changes = append(t.out.Changes, engine.Change{Key: key, Value: b})
+}
+
+func (t *tally) Apply(m *record.Match) error {
+	if m.StateHash == "unknown" {
+		return engine.ErrUnknownRule
+	}
+	if at, ok := t.clocks.Get(m.Org + "/" + m.Lane); ok && m.Time.UnixMilli() <= at {
+		return nil
+	}
+	key := "group/" + m.Org + "/" + m.Lane + "/" + m.Group
+	g, _ := t.groups.Get(key)
+	if slices.Contains(g.UUIDs, m.UUID) {
+		return nil
+	}
+	g.Org, g.Lane, g.Rule = m.Org, m.Lane, m.RuleID
+	g.Updates++
+	g.Last = max(g.Last, m.Time.UnixMilli())
+	g.UUIDs = append(slices.Clone(g.UUIDs), m.UUID)
+	t.groups.Put(key, g)
+	t.put(key, g)
+	d := g.detection(key)
+	d.Evidence = []record.Evidence{{UUID: m.UUID, Topic: topics.SystemLog.Name, Partition: m.Partition, Offset: m.Offset}}
+	t.out.Detections = append(t.out.Detections, d)
+	return nil
+}
+
+func (g group) detection(key string) *record.Detection {
+	at := time.UnixMilli(g.Last).UTC()
+	return &record.Detection{
+		ID: key, Update: g.Updates, RuleID: g.Rule, Org: g.Org, Lane: g.Lane, Mode: "signal", Kind: "aggregate", Fingerprint: strings.ReplaceAll(key, ".", "_"),
+		EventCount: int64(len(g.UUIDs)), EvidenceUUIDs: slices.Sorted(slices.Values(g.UUIDs)), FirstTime: at, LastTime: at,
+	}
+}
+
+func (t *tally) Advance(org, lane string, through time.Time) {
+	id := org + "/" + lane
+	at := through.UnixMilli()
+	if was, ok := t.clocks.Get(id); ok && at <= was {
+		return
+	}
+	t.clocks.Put(id, at)
+	t.put("clock/"+id, at)
+	t.decide(org, lane, at-time.Minute.Milliseconds())
+}
+
+func (t *tally) decide(org, lane string, upTo int64) {
+	groups := maps.Collect(t.groups.All())
+	for _, key := range slices.Sorted(maps.Keys(groups)) {
+		g := groups[key]
+		if g.Org != org || g.Lane != lane || g.Last > upTo {
+			continue
+		}
+		g.Updates++
+		d := g.detection(key)
+		d.Final = true
+		t.out.Detections = append(t.out.Detections, d)
+		t.groups.Delete(key)
+		t.out.Changes = append(t.out.Changes, engine.Change{Key: key})
+	}
+}
+
+func (t *tally) Close(org, lane string, at time.Time) { t.decide(org, lane, at.UnixMilli()) }
+
+func (t *tally) Forget(org, lane string) {
+	t.clocks.Delete(org + "/" + lane)
+	t.out.Changes = append(t.out.Changes, engine.Change{Key: "clock/" + org + "/" + lane})
+}
+
+func (t *tally) Flush() engine.Output {
+	o := t.out
+	t.out = engine.Output{}
+	return o
+}
+
+func (t *tally) Commit() { t.groups.Commit(); t.clocks.Commit() }
+
+func (t *tally) Abort() { t.groups.Abort(); t.clocks.Abort(); t.out = engine.Output{} }
+
+// The test binary is also the process that is killed: with these set it is a detect that tallies.
+const (
+	childSeeds    = "DETECT_CHILD_SEEDS"
+	childRegistry = "DETECT_CHILD_REGISTRY"
+	childPrefix   = "DETECT_CHILD_PREFIX"
+	childInstance = "DETECT_CHILD_INSTANCE"
+)
+
+func child() {
+	b, err := bus.New(bus.Config{Brokers: strings.Split(os.Getenv(childSeeds), ",")}, bus.Deps{
+		Log: bustest.Logger(), Prefix: os.Getenv(childPrefix), InstanceID: os.Getenv(childInstance),
+		Serde: record.NewSerde(os.Getenv(childRegistry), os.Getenv(childPrefix)),
+	})
+	var s *Service
+	if err == nil {
+		s, err = tallying(b)
+	}
+	if err == nil {
+		err = s.Run(context.Background())
+	}
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
+}
+
+func tallying(b *bus.Bus) (*Service, error) {
+	s, err := New(Config{}, Deps{Log: bustest.Logger(), Bus: b, Pack: rules.FS})
+	if err != nil {
+		return nil, err
+	}
+	s.newWindows = func(*rule.Set, engine.Observer) windows { return new(tally) }
+	s.windowed.Store(true)
+	return s, nil
+}
+
+func spawn(t *testing.T, b *bustest.Broker, instance string) *exec.Cmd {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self) //nolint:noctx // killed by the test
+	cmd.Env = append(os.Environ(), childSeeds+"="+strings.Join(b.Seeds, ","), childRegistry+"="+b.RegistryURL, childPrefix+"="+b.Prefix, childInstance+"="+instance)
+	if os.Getenv("BUSTEST_LOG") != "" {
+		cmd.Stderr = os.Stderr
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { kill(cmd) })
+	return cmd
+}
+
+func kill(cmd *exec.Cmd) {
+	_ = cmd.Process.Kill() // SIGKILL
+	_ = cmd.Wait()
+}
+
+// stateRig is a broker with all topics, and detects that tally.
+type stateRig struct {
+	t      *testing.T
+	b      *bustest.Broker
+	bus    *bus.Bus
+	sender *bus.Sender
+	stops  []func()
+}
+
+func newStateRig(t *testing.T) *stateRig {
+	t.Helper()
+	b := bustest.Start(t)
+	one := b.Bus(t, "outside")
+	return &stateRig{t: t, b: b, bus: one, sender: one.Sender()}
+}
+
+// start runs a detect in this process and returns what stops it.
+func (r *stateRig) start(instance string, change func(*Service)) (stop func()) {
+	r.t.Helper()
+	s, err := tallying(r.b.Bus(r.t, instance))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if change != nil {
+		change(s)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	var stopped atomic.Bool
+	stop = func() {
+		if stopped.Swap(true) {
+			return
+		}
+		cancel()
+		if err := <-done; err != nil {
+			r.t.Error("run:", err)
+		}
+	}
+	r.t.Cleanup(stop)
+	return stop
+}
+
+func (r *stateRig) put(row topics.Topic, key string, rec record.Record) {
+	r.t.Helper()
+	if err := r.sender.Send(r.t.Context(), row, key, rec); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *stateRig) cursor(id, org, lane, kind string, through time.Time, ended bool) {
+	r.t.Helper()
+	r.put(topics.Cursors, id, &record.Cursor{SourceID: id, Org: org, Lane: lane, Kind: kind, Through: &through, Ended: ended, UpdatedAt: at, Slices: []record.CursorSlice{}})
+}
+
+func match(org, group string, n int, time time.Time) *record.Match {
+	return &record.Match{
+		Kind: "event", Org: org, Lane: liveLane, RuleID: "tally", StateHash: "h", Group: group, UUID: fmt.Sprintf("%s-%d", group, n),
+		Time: &time, EventType: "x", Partition: -1, Offset: -1, Copy: 1,
+	}
+}
+
+func (r *stateRig) match(m *record.Match) {
+	r.t.Helper()
+	r.put(topics.Matches, m.Org+"/"+m.RuleID+"/"+m.Group, m)
+}
+
+// clocks are the clock records so far: for each partition, in order.
+func (r *stateRig) clocks() map[int32][]*record.Match {
+	r.t.Helper()
+	out := map[int32][]*record.Match{}
+	for _, m := range r.b.Read(r.t, topics.Matches) {
+		rec := new(record.Match)
+		if err := r.b.Serde().Decode(r.t.Context(), m.Value, rec); err != nil {
+			r.t.Fatal(err)
+		}
+		if rec.Kind == engine.MatchClock {
+			out[m.Partition] = append(out[m.Partition], rec)
+		}
+	}
+	return out
+}
+
+// awaitClock waits until every partition's last clock record of a lane says this.
+func (r *stateRig) awaitClock(org, lane string, through time.Time, ended bool) {
+	r.t.Helper()
+	bustest.Until(r.t, 20*time.Second, func() error {
+		all := r.clocks()
+		for n := range int32(topics.EmbeddedPartitions) {
+			var last *record.Match
+			for _, m := range all[n] {
+				if m.Org == org && m.Lane == lane {
+					last = m
+				}
+			}
+			if last == nil || !last.Through.Equal(through) || last.Ended != ended {
+				return fmt.Errorf("partition %d: %+v, want %v %v", n, last, through, ended)
+			}
+		}
+		return nil
+	})
+}
+
+func (r *stateRig) found() []*record.Detection {
+	r.t.Helper()
+	var out []*record.Detection
+	for _, m := range r.b.Read(r.t, topics.Detections) {
+		d := new(record.Detection)
+		if err := r.b.Serde().Decode(r.t.Context(), m.Value, d); err != nil {
+			r.t.Fatal(err)
+		}
+		out = append(out, d)
+	}
+	return out
+}
+
+// TestClockFollowsWhatIsComplete: a silent org's time goes on; hook-only sources and runs over the past have their own; what only
+// seeds the live lane does not move it.
+func TestClockFollowsWhatIsComplete(t *testing.T) {
+	r := newStateRig(t)
+	r.start("one", nil)
+	r.cursor("acme", "00oA", liveLane, pollKind, at, false)
+	r.awaitClock("00oA", liveLane, at, false)
+	r.cursor("acme", "00oA", liveLane, pollKind, at.Add(time.Minute), false)
+	r.cursor("acme/run1", "00oA", "run1", backfillKind, at.Add(-time.Hour), false)
+	r.cursor("acme/seed", "00oA", liveLane, backfillKind, at.Add(time.Hour), false)
+	through := at.Add(2 * time.Minute)
+	r.put(topics.SourceStatus, "hooked/hook.one", &record.SourceStatus{SourceID: "hooked", Part: "hook.one", Org: "00oH", State: "running", Through: &through, HeartbeatAt: at, Warnings: []string{}})
+	r.awaitClock("00oA", liveLane, at.Add(time.Minute), false)
+	r.awaitClock("00oA", "run1", at.Add(-time.Hour), false)
+	r.awaitClock("00oH", liveLane, through, false)
+	before := len(r.clocks()[0])
+	r.cursor("acme", "00oA", liveLane, pollKind, at, false) // it never goes back
+	time.Sleep(2 * roundEvery)
+	if n := len(r.clocks()[0]); n != before {
+		t.Errorf("%d clock records, want %d: %+v", n, before, r.clocks()[0][n-1])
+	}
+}
+
+// TestNoWindowedRuleNoClock: without a windowed rule nothing is written.
+func TestNoWindowedRuleNoClock(t *testing.T) {
+	r := newStateRig(t)
+	r.start("one", func(s *Service) { s.windowed.Store(false) })
+	r.cursor("acme", "00oA", liveLane, pollKind, at, false)
+	time.Sleep(2 * roundEvery)
+	if got := r.clocks(); len(got) > 0 {
+		t.Errorf("%+v", got)
+	}
+}
+
+// TestClockWaitsForNormalize: time stands while an event that the cursor counted has not come through.
+func TestClockWaitsForNormalize(t *testing.T) {
+	r := newStateRig(t)
+	r.b.Write(t, topics.Raw, "00oA/u1", "an event")
+	r.start("one", nil)
+	r.cursor("acme", "00oA", liveLane, pollKind, at, false)
+	time.Sleep(2 * roundEvery)
+	if got := r.clocks(); len(got) > 0 {
+		t.Fatalf("time went on without normalize: %+v", got)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- bustest.PassThrough(topics.NormalizeDedup, topics.Audit)(ctx, r.bus) }()
+	r.awaitClock("00oA", liveLane, at, false)
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestEndedLane: everything is decided at the end, once, also by an owner that comes later; an org that is added again begins anew.
+func TestEndedLane(t *testing.T) {
+	r := newStateRig(t)
+	stop := r.start("one", nil)
+	r.cursor("acme", "00oA", liveLane, pollKind, at, false)
+	r.awaitClock("00oA", liveLane, at, false)
+	r.match(match("00oA", "g", 1, at.Add(time.Second)))
+	r.cursor("acme", "00oA", liveLane, pollKind, at.Add(2*time.Second), true)
+	r.awaitClock("00oA", liveLane, at.Add(2*time.Second), true)
+	final := func(want int) {
+		t.Helper()
+		bustest.Until(t, 20*time.Second, func() error {
+			n := 0
+			for _, d := range r.found() {
+				if d.Final {
+					n++
+				}
+			}
+			if n != want {
+				return fmt.Errorf("%d final detections, want %d", n, want)
+			}
+			return nil
+		})
+	}
+	final(1)
+	stop()
+	before := len(r.clocks()[0])
+	r.start("two", nil)
+	time.Sleep(3 * roundEvery)
+	if n := len(r.clocks()[0]); n != before {
+		t.Errorf("the end was handed on again: %+v", r.clocks()[0][n-1])
+	}
+	r.cursor("acme", "00oA", liveLane, pollKind, at.Add(time.Second), false)
+	r.awaitClock("00oA", liveLane, at.Add(time.Second), false)
+	r.match(match("00oA", "again", 1, at.Add(2*time.Second))) // late, had the time of the lane not been forgotten
+	r.cursor("acme", "00oA", liveLane, pollKind, at.Add(time.Hour), false)
+	final(2)
+}
+
+// TestUnknownRule: a Match of a rule that is not loaded waits, then becomes a dead letter and a finding; the records behind it go on.
+func TestUnknownRule(t *testing.T) {
+	r := newStateRig(t)
+	r.start("one", func(s *Service) { s.patience = 300 * time.Millisecond })
+	m := match("00oA", "g", 1, at)
+	m.StateHash = "unknown"
+	r.match(m)
+	m.UUID = "another"
+	r.match(m)
+	r.match(match("00oA", "g", 2, at))
+	r.b.Write(t, topics.Matches, "00oA/tally/g", "no record at all")
+	bustest.Until(t, 20*time.Second, func() error {
+		kinds := map[string]int{}
+		for _, d := range r.found() {
+			kinds[d.Kind]++
+		}
+		if n := len(r.b.Read(t, topics.Matches.DLQ())); n != 3 || kinds["rule_health"] != 1 || kinds["aggregate"] != 1 {
+			return fmt.Errorf("%d dead letters, detections: %v", n, kinds)
+		}
+		return nil
+	})
+}
+
+// TestEvidenceIsReadBack fills in the events' texts from where they lie, and says so where retention took them.
+func TestEvidenceIsReadBack(t *testing.T) {
+	r := newStateRig(t)
+	for i := range 2 {
+		log := event(t, i, "user.session.end")
+		r.put(topics.SystemLog, "eval/x", log)
+	}
+	logs := r.b.Read(t, topics.SystemLog)
+	r.start("one", nil)
+	place := func(m *record.Match, i int) *record.Match {
+		m.Partition, m.Offset = logs[i].Partition, logs[i].Offset
+		return m
+	}
+	r.match(place(match("00oA", "g", 0, at), 0))
+	var got []*record.Detection
+	wait := func(n int) {
+		t.Helper()
+		bustest.Until(t, 20*time.Second, func() error {
+			if got = r.found(); len(got) != n {
+				return fmt.Errorf("%d detections, want %d", len(got), n)
+			}
+			return nil
+		})
+		slices.SortFunc(got, func(a, b *record.Detection) int { return cmp.Compare(a.Update, b.Update) })
+	}
+	wait(1)
+	want := event(t, 0, "user.session.end")
+	if d := got[0]; !bytes.Equal(d.Evidence[0].JSON, want.JSON) || d.EvidenceTruncated {
+		t.Errorf("%s, want %s", d.Evidence[0].JSON, want.JSON)
+	}
+	ends, err := r.b.Admin().ListEndOffsets(t.Context(), topics.SystemLog.Full(r.b.Prefix))
+	if err == nil {
+		_, err = r.b.Admin().DeleteRecords(t.Context(), ends.Offsets())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.match(place(match("00oA", "g", 1, at), 1))
+	wait(2)
+	if d := got[1]; len(d.Evidence[0].JSON) > 0 || !d.EvidenceTruncated {
+		t.Errorf("%+v", d)
+	}
+}
+
+// TestStateSurvives kills and moves members of the stage while Matches, each written twice, and the time come in; every group must have
+// each of its events once, and its updates 1, 2, 3.
+func TestStateSurvives(t *testing.T) {
+	r := newStateRig(t)
+	const groups, each = 12, 60
+	members := map[string]*exec.Cmd{"a": spawn(t, r.b, "a"), "b": spawn(t, r.b, "b")}
+	stop := make(chan struct{})
+	killed := make(chan int, 1)
+	go func() {
+		n := 0
+		rnd := rand.New(rand.NewPCG(4, 4)) //nolint:gosec // a test's own
+		defer func() { killed <- n }()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Duration(300+rnd.IntN(900)) * time.Millisecond):
+			}
+			name := []string{"a", "b"}[rnd.IntN(2)]
+			kill(members[name])
+			n++
+			if rnd.IntN(3) > 0 {
+				time.Sleep(time.Duration(rnd.IntN(300)) * time.Millisecond)
+			}
+			members[name] = spawn(t, r.b, name)
+		}
+	}()
+	for i := range each {
+		for g := range groups {
+			m := match("00oA", "g"+strconv.Itoa(g), i, at.Add(time.Duration(i)*time.Second))
+			r.match(m)
+			if i%3 == 0 {
+				r.match(m)
+			}
+		}
+		if i%10 == 9 {
+			r.cursor("acme", "00oA", liveLane, pollKind, at.Add(-time.Minute+time.Duration(i)*time.Second), false)
+		}
+		time.Sleep(40 * time.Millisecond)
+	}
+	close(stop)
+	kills := <-killed
+	r.cursor("acme", "00oA", liveLane, pollKind, at.Add(time.Hour), false)
+	byID := map[string][]*record.Detection{}
+	bustest.Until(t, 60*time.Second, func() error {
+		clear(byID)
+		final := 0
+		for _, d := range r.found() {
+			byID[d.ID] = append(byID[d.ID], d)
+			if d.Final {
+				final++
+			}
+		}
+		if final < groups {
+			return fmt.Errorf("%d of %d groups are final", final, groups)
+		}
+		return nil
+	})
+	for id, ds := range byID {
+		slices.SortFunc(ds, func(a, b *record.Detection) int { return cmp.Compare(a.Update, b.Update) })
+		for i, d := range ds {
+			if d.Update != int64(i+1) || d.EventCount != min(d.Update, each) || d.Final != (i == each) {
+				t.Errorf("%s: %d. update is %d with %d events, final %v", id, i+1, d.Update, d.EventCount, d.Final)
+				break
+			}
+		}
+		if len(ds) != each+1 {
+			t.Errorf("%s: %d updates, want %d", id, len(ds), each+1)
+		}
+	}
+	t.Logf("%d kills, %d groups of %d events", kills, len(byID), each)
+	for _, cmd := range members {
+		kill(cmd)
+	}
+}
