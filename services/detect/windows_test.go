@@ -231,6 +231,12 @@ func (r *stateRig) start(instance string, change func(*Service)) (stop func()) {
 	if change != nil {
 		change(s)
 	}
+	return r.run(s)
+}
+
+// run runs a detect and returns what stops it.
+func (r *stateRig) run(s *Service) (stop func()) {
+	r.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
@@ -554,5 +560,100 @@ func TestStateSurvives(t *testing.T) {
 	t.Logf("%d kills, %d groups of %d events", kills, len(byID), each)
 	for _, cmd := range members {
 		kill(cmd)
+	}
+}
+
+const sprayRule = `id: password-spray
+title: One address tries many users
+severity: medium
+params: {users: 5}
+detection:
+  kind: aggregate
+  where: event.eventType == "user.session.start" && event.outcome.result == "FAILURE"
+  group_by: {ip: event.client.ipAddress}
+  window: 5m
+  aggregates:
+    users:
+      distinct: event.actor.alternateId
+  having: agg.users >= params.users
+alert:
+  title: ${key.ip} failed to log in as ${agg.users} users (${agg.count} tries)
+`
+
+// failure is the n-th second's failed sign-in of a user from an address.
+func failure(t *testing.T, n int, user, ip string) *record.SystemLog {
+	t.Helper()
+	log := event(t, n, "user.session.start")
+	log.Outcome.Result = "FAILURE"
+	log.Actor.AlternateID = user
+	log.Client.IPAddress = ip
+	return log
+}
+
+// TestPasswordSpray runs a windowed rule from events to detections, with a restart in the middle of the attack.
+func TestPasswordSpray(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/site/password-spray.yaml", sprayRule)
+	r := newStateRig(t)
+	builtin := false
+	start := func(instance string) func() {
+		s, err := New(Config{RulesDir: dir, Rules: Rules{Builtin: &builtin}}, Deps{Log: bustest.Logger(), Bus: r.b.Bus(t, instance), Pack: rules.FS})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.run(s)
+	}
+	stop := start("one")
+	n := 0
+	send := func(user, ip string) {
+		n++
+		r.put(topics.SystemLog, "eval/"+user, failure(t, n, user, ip))
+	}
+	for i := range 4 {
+		send(fmt.Sprintf("user%d@example.com", i), "203.0.113.7")
+		send("alice@example.com", "198.51.100.1") // one user who forgot
+	}
+	bustest.Until(t, 20*time.Second, func() error {
+		if n := len(r.b.Read(t, topics.Matches)); n < 8 {
+			return fmt.Errorf("%d matches", n)
+		}
+		return nil
+	})
+	stop()
+	start("two")
+	for i := 4; i < 8; i++ {
+		send(fmt.Sprintf("user%d@example.com", i), "203.0.113.7")
+	}
+	last := at.Add(time.Duration(n) * time.Second)
+	updates := func(want func(ds []*record.Detection) bool) []*record.Detection {
+		t.Helper()
+		var ds []*record.Detection
+		bustest.Until(t, 20*time.Second, func() error {
+			ds = r.found()
+			slices.SortFunc(ds, func(a, b *record.Detection) int { return cmp.Compare(a.Update, b.Update) })
+			if !want(ds) {
+				return fmt.Errorf("%d detections: %+v", len(ds), ds)
+			}
+			return nil
+		})
+		return ds
+	}
+	ds := updates(func(ds []*record.Detection) bool { return len(ds) > 0 && ds[len(ds)-1].EventCount == 8 })
+	d := ds[len(ds)-1]
+	if d.RuleID != "password-spray" || d.Final || d.Key["ip"] != "203.0.113.7" || len(d.Users) != 8 || len(d.Evidence) != 5 || len(d.Evidence[0].JSON) == 0 || d.EvidenceTruncated {
+		t.Errorf("%+v", d)
+	}
+	if d.Title != "203.0.113.7 failed to log in as 8 users (8 tries)" {
+		t.Error(d.Title)
+	}
+	r.cursor("acme", "eval", liveLane, pollKind, last.Add(2*time.Hour), false)
+	ds = updates(func(ds []*record.Detection) bool { return len(ds) > 0 && ds[len(ds)-1].Final })
+	for i, d := range ds {
+		if d.Update != int64(i+1) || d.ID != ds[0].ID || d.Withdrawn {
+			t.Errorf("update %d: %+v", i+1, d)
+		}
+	}
+	if d := ds[len(ds)-1]; d.EventCount != 8 || len(d.Evidence) != 5 || len(d.Evidence[4].JSON) == 0 {
+		t.Errorf("%+v", d)
 	}
 }
