@@ -39,6 +39,19 @@ func (t *tool) settings() (Config, error) {
 	return c.Config, err
 }
 
+// usualVariables fills in what the configuration leaves out from the variables that other Kafka programs read too, and says what came
+// from where.
+func usualVariables(c *svc.Common) (kafka, registry string) {
+	kafka, registry = "configuration", "configuration"
+	if env := os.Getenv("KAFKA_BOOTSTRAP_SERVERS"); env != "" && len(c.Kafka.Brokers) == 0 {
+		c.Kafka.Brokers, kafka = strings.Split(env, ","), "KAFKA_BOOTSTRAP_SERVERS"
+	}
+	if env := os.Getenv("SCHEMA_REGISTRY_URL"); env != "" && c.Registry.URL == "" {
+		c.Registry.URL, registry = env, "SCHEMA_REGISTRY_URL"
+	}
+	return kafka, registry
+}
+
 // dir is the data directory: flag, environment, config, then the user's state directory.
 func (t *tool) dir(c Config) (string, error) {
 	dir := cmp.Or(t.dataDir, c.DataDir)
@@ -62,21 +75,10 @@ func (t *tool) connect() (connection, error) {
 	if err != nil {
 		return connection{}, err
 	}
+	from, registryFrom := usualVariables(&cfg.Common)
 	c := connection{common: cfg.Common, kafka: cfg.Common.Kafka, registry: cfg.Common.Registry.URL, prefix: cfg.Common.Topics.Prefix}
-	from := "configuration"
-	if len(c.kafka.Brokers) == 0 {
-		if env := os.Getenv("KAFKA_BOOTSTRAP_SERVERS"); env != "" {
-			c.kafka.Brokers, from = strings.Split(env, ","), "KAFKA_BOOTSTRAP_SERVERS"
-		}
-	}
 	if t.kafka != "" {
 		c.kafka.Brokers, from = strings.Split(t.kafka, ","), "--kafka"
-	}
-	registryFrom := "configuration"
-	if c.registry == "" {
-		if env := os.Getenv("SCHEMA_REGISTRY_URL"); env != "" {
-			c.registry, registryFrom = env, "SCHEMA_REGISTRY_URL"
-		}
 	}
 	if t.registry != "" {
 		c.registry, registryFrom = t.registry, "--registry"

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"runtime"
 	"time"
 
@@ -33,13 +34,15 @@ func (t *tool) version() *cobra.Command {
 func (t *tool) configuration() *cobra.Command {
 	cmd := &cobra.Command{Use: "config", Short: "Look at the configuration"}
 	cmd.AddCommand(&cobra.Command{
-		Use: "print", Short: "Print the settings in force, secrets left out", Args: cobra.NoArgs,
-		Long: "Prints what defaults, --config, OKTAWATCH_* variables and --set add up to, as YAML. A key nobody knows is an error with its place.",
+		Use: "print", Short: "Print the configuration in force, secrets left out", Args: cobra.NoArgs,
+		Long: "Prints what --config, the environment and --set add up to, as YAML. A key that is empty or zero has the default docs/configuration.md\nnames. A key nobody knows is an error with its place.",
 		RunE: func(*cobra.Command, []string) error {
 			c, err := t.settings()
 			if err != nil {
 				return err
 			}
+			usualVariables(&c.Common)
+			c.Ingest.FromEnv(os.Getenv)
 			b, err := svc.Redacted(c)
 			if err != nil {
 				return err
