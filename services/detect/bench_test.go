@@ -29,7 +29,7 @@ func BenchmarkShare(b *testing.B) {
 			bustest.Contest{
 				Group: topics.DetectMatch, Out: topics.Detections,
 				Others: append(topics.DetectState.Topics(), topics.Matches.DLQ(), topics.DetectStateState),
-				Fill: func(round int, emit func(bustest.Keyed)) { records(b, uint64(round+1), ordinary, emit) },
+				Fill:   func(round int, emit func(bustest.Keyed)) { records(b, uint64(round+1), ordinary, emit) },
 				Start: func(ctx context.Context, made *bus.Bus, m *metrics.Set) error {
 					s, err := New(Config{}, Deps{Bus: made, Metrics: m, Pack: rules.FS})
 					if err != nil {
