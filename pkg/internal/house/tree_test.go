@@ -134,6 +134,7 @@ func edit[T any](dir, kind string) (T, error) {
 	var v T
 	cmd := exec.Command("go", kind, "edit", "-json")
 	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "GOWORK=") // the workspace is looked at, also where a build leaves it out
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
 	out, err := cmd.Output()
