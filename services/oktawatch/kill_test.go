@@ -80,6 +80,12 @@ func settings(t *testing.T, org *oktasim.Org, common string, services ...string)
 			t.Fatal(err)
 		}
 	}
+	if err := os.MkdirAll(filepath.Join(dir, "rules", "test"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "rules", "test", sprayID+".yaml"), []byte(sprayRule), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	hook := freePort(t)
 	sections := map[string]string{
 		"ingest": fmt.Sprintf(`ingest:
@@ -93,6 +99,7 @@ func settings(t *testing.T, org *oktasim.Org, common string, services ...string)
     listen: %s
     secret_files: [%s]
 `, org.URL(), filepath.Join(dir, "token"), hook, hook, filepath.Join(dir, "hook")),
+		"detect":    fmt.Sprintf("detect:\n  rules_dir: %s\n", filepath.Join(dir, "rules")),
 		"normalize": fmt.Sprintf("normalize:\n  masking: {key_file: %s}\n", filepath.Join(dir, "key")),
 	}
 	text := common
@@ -266,6 +273,7 @@ func TestKillEachServiceUnderLoad(t *testing.T) {
 	time.Sleep(2 * time.Second)
 	org.Pause(true)
 	settled(t, r, org, 90*time.Second)
+	windowed(t, r, org)
 	for _, name := range names {
 		f.Stop(procs[name])
 	}
@@ -297,8 +305,10 @@ func TestKillTheWholeProcess(t *testing.T) {
 	if data == "" {
 		data = t.TempDir()
 	}
-	env := fleet.Env(map[string]string{"OKTAWATCH_DATA_DIR": data, "OKTAWATCH_ADMIN__LISTEN": "off",
-		"OKTAWATCH_EMBEDDED__KAFKA_LISTEN": freePort(t), "OKTAWATCH_EMBEDDED__REGISTRY_LISTEN": freePort(t)})
+	env := fleet.Env(map[string]string{
+		"OKTAWATCH_DATA_DIR": data, "OKTAWATCH_ADMIN__LISTEN": "off",
+		"OKTAWATCH_EMBEDDED__KAFKA_LISTEN": freePort(t), "OKTAWATCH_EMBEDDED__REGISTRY_LISTEN": freePort(t),
+	})
 	p := f.Start("up", "oktawatch", env, "up", "--config", config)
 	kills := rounds(t, 200)
 	for n := range kills {
