@@ -196,7 +196,7 @@ func (s *State) aggregate(g *group, from, to int64) {
 			}
 			lo++
 		}
-		if !m.learned(t) {
+		if a.count == 0 || !m.learned(t) { // with whole buckets and settle the window may have passed the record by
 			continue
 		}
 		h := hit{at: t, lo: int32(lo), hi: int32(hi)} //nolint:gosec // at most maxHeld

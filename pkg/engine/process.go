@@ -36,7 +36,7 @@ type hit struct {
 // sent is what is known of a detection that was written.
 type sent struct {
 	update    int64
-	digest    uint64 // of severity, title and sets
+	digest    uint64 // of first time, severity, title and sets
 	content   uint64 // of all but update and final
 	first     int64
 	last      int64
@@ -420,8 +420,8 @@ func (s *State) write(g *group, c cand, id string) (d *record.Detection, digest,
 			hash.text(e)
 		}
 	}
-	digest = hash.Sum64()
 	hash.int(c.first)
+	digest = hash.Sum64()
 	hash.int(c.last)
 	hash.int(d.EventCount)
 	for _, e := range d.EvidenceUUIDs {
@@ -720,7 +720,8 @@ func (m *memory) cutoff(floor int64) int64 {
 		return floor - d.Window.Milliseconds() - m.trail()
 	case d.Baseline > 0:
 		b := d.Bucket.Milliseconds()
-		return (floorDiv(floor+1, b)-d.Window.Milliseconds()/b+1)*b - 1
+		// Whole buckets only, and none with a record that is still to be judged.
+		return min(floorDiv(floor+1, b)-d.Window.Milliseconds()/b+1, floorDiv(floor+1-d.Settle.Milliseconds(), b))*b - 1
 	}
 	return floor - d.Window.Milliseconds()
 }
@@ -746,12 +747,14 @@ func (s *State) prunable(g *group) int64 {
 		return t + d.Window.Milliseconds() + m.trail()
 	case d.Baseline > 0:
 		b := d.Bucket.Milliseconds()
-		return (floorDiv(t, b) + d.Window.Milliseconds()/b) * b
+		k := floorDiv(t, b)
+		return max((k+d.Window.Milliseconds()/b)*b, (k+1)*b+d.Settle.Milliseconds())
 	}
 	return t + d.Window.Milliseconds()
 }
 
-// prune drops events that no later hit needs; first_seen and baselines keep what they say.
+// prune drops events that no later hit needs; first_seen and baselines keep what they say. It tells whether anything
+// went: then the changelog must say how far the group is decided, for what is left does not give the past again.
 func (s *State) prune(g *group) bool {
 	m := g.m
 	wrote := s.expire(g)
@@ -792,6 +795,7 @@ func (s *State) expire(g *group) bool {
 			if t := g.seen[sub]; t <= old {
 				s.unsee(g, sub)
 				s.change(keyOfSeen(g, sub), nil)
+				wrote = true
 			}
 		}
 	}
@@ -805,6 +809,7 @@ func (s *State) expire(g *group) bool {
 		}
 		if n > 0 {
 			g.buckets = slices.Clone(g.buckets[n:])
+			wrote = true
 		}
 	}
 	return wrote
