@@ -42,16 +42,17 @@ func (u *up) startOrg(ctx context.Context, g *errgroup.Group) error {
 	if u.org, err = oktasim.New(c); err != nil {
 		return err
 	}
-	ran := make(chan error, 1)
 	g.Go(func() error {
-		err := u.org.Run(ctx)
-		ran <- err
-		return ended(ctx, err)
+		defer close(u.orgEnded)
+		if err := ended(ctx, u.org.Run(ctx)); err != nil {
+			return fmt.Errorf("the simulated org: %w", err)
+		}
+		return nil
 	})
 	select {
 	case <-u.org.Ready():
-	case err := <-ran:
-		return fmt.Errorf("start the simulated org: %w", err)
+	case <-u.orgEnded:
+		return g.Wait()
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -74,7 +74,7 @@ with ordinary traffic and attack scenarios.`,
 			if err != nil {
 				return err
 			}
-			u := &up{tool: t, cfg: cfg, dir: dir, demo: demo, stopAfter: stopAfter}
+			u := &up{tool: t, cfg: cfg, dir: dir, demo: demo, stopAfter: stopAfter, orgEnded: make(chan struct{})}
 			return u.run(cmd.Context())
 		},
 	}
@@ -97,6 +97,8 @@ type up struct {
 	clients svc.Clients
 	org     *oktasim.Org // with --demo
 	started time.Time
+
+	orgEnded chan struct{} // closed when the org has ended
 }
 
 func (u *up) run(ctx context.Context) (err error) {
@@ -198,6 +200,14 @@ func (u *up) pipeline(ctx context.Context) error {
 		case <-u.broker.Done():
 			return u.broker.Err()
 		}
+	})
+	g.Go(func() error { // a demo without its org is over; run says why
+		select {
+		case <-ctx.Done():
+		case <-u.orgEnded:
+			stop()
+		}
+		return nil
 	})
 	u.greet(ln)
 	g.Go(func() error {
