@@ -90,6 +90,9 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (_ *Embedded, err 
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the data directory: %w", err)
 	}
+	if err := keepOut(brokerDir(cfg.DataDir)); err != nil {
+		return nil, err
+	}
 	e := &Embedded{cfg: cfg, log: log, done: make(chan struct{})}
 	if e.lock, err = hold(ctx, cfg.DataDir); err != nil {
 		return nil, err
@@ -330,6 +333,19 @@ func listen(ctx context.Context, what, addr, def string, log *slog.Logger) (net.
 	}
 	log.Warn("port is taken, using another", "for", what, "wanted", addr, "got", ln.Addr().String())
 	return ln, nil
+}
+
+// keepOut makes the broker's directory its owner's alone: kfake writes files that anybody may read, with what Okta sent in them, and
+// the data directory may be one that somebody else made.
+func keepOut(dir string) error {
+	err := os.MkdirAll(dir, 0o700)
+	if err == nil {
+		err = os.Chmod(dir, 0o700)
+	}
+	if err != nil {
+		return fmt.Errorf("make the broker's directory: %w", err)
+	}
+	return nil
 }
 
 // slowCommit begins what the broker says of each commit over 5 ms, which is any on a busy machine and nothing to act on.

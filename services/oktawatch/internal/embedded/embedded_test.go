@@ -591,6 +591,19 @@ func TestLevel(t *testing.T) {
 	}
 }
 
+// TestNobodyElseReadsIt: what Okta sent lies there, also in a data directory that anybody may look into.
+func TestNobodyElseReadsIt(t *testing.T) {
+	cfg := config(t.TempDir())
+	if err := os.MkdirAll(brokerDir(cfg.DataDir), 0o755); err != nil { // as an earlier version left it
+		t.Fatal(err)
+	}
+	start(t, cfg)
+	st, err := os.Stat(brokerDir(cfg.DataDir))
+	if err != nil || st.Mode().Perm() != 0o700 {
+		t.Errorf("mode %v, %v; want 0700", st.Mode(), err)
+	}
+}
+
 // TestDiskTrouble: what kfake only logs becomes an error that says what to do, in one line of log.
 func TestDiskTrouble(t *testing.T) {
 	var log lines
