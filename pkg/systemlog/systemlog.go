@@ -114,9 +114,6 @@ func Read(doc []byte, mask *Mask, ev *record.SystemLog) ([]Finding, error) {
 	return r.found, nil
 }
 
-// shared is b as a string, without copying: nobody changes b any more.
-func shared(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
-
 // maxAhead is how far published may lie after received and still be believed.
 const maxAhead = 10 * time.Minute
 
