@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -12,8 +13,11 @@ import (
 	"github.com/oktawatch/oktawatch/pkg/topics"
 )
 
+// readBackBytes is how much is asked for at once where several records are wanted.
+const readBackBytes = 256 << 10
+
 // ReadBack reads single records again, of which it is known that they were committed. Those that are gone (retention, compaction) are
-// missing in the answer. Every offset costs a request: it is for a few records now and then.
+// missing in the answer. Records that lie together cost one request: it is for a few now and then.
 func (b *Bus) ReadBack(ctx context.Context, t topics.Topic, partition int32, offsets ...int64) (map[int64]Message, error) {
 	out := make(map[int64]Message, len(offsets))
 	if len(offsets) == 0 {
@@ -48,34 +52,46 @@ func (b *Bus) ReadBack(ctx context.Context, t topics.Topic, partition int32, off
 	if leader < 0 {
 		return nil, fmt.Errorf("%s: the partition has no leader", what)
 	}
-	for _, offset := range offsets {
-		if _, ok := out[offset]; ok || offset < 0 {
+	wanted := slices.Compact(slices.Sorted(slices.Values(offsets)))
+	for len(wanted) > 0 {
+		offset := wanted[0]
+		if wanted = wanted[1:]; offset < 0 {
 			continue
 		}
-		r, err := fetchOne(ctx, cl, name, resp.Topics[0].TopicID, leader, partition, offset)
+		size := int32(1) // a broker gives a batch whole, however little is asked for
+		if len(wanted) > 0 {
+			size = readBackBytes
+		}
+		records, err := fetchFrom(ctx, cl, name, resp.Topics[0].TopicID, leader, partition, offset, size)
 		if err != nil {
 			return nil, b.explain(what, err)
 		}
-		if r == nil {
-			continue
+		for _, r := range records {
+			if r.Offset != offset {
+				n, ok := slices.BinarySearch(wanted, r.Offset)
+				if !ok {
+					continue
+				}
+				wanted = slices.Delete(wanted, n, n+1)
+			}
+			m := Message{Topic: t, Partition: partition, Offset: r.Offset, Timestamp: r.Timestamp.UTC(), Key: r.Key, Value: r.Value, raw: r}
+			for _, h := range r.Headers {
+				m.Headers = append(m.Headers, Header(h))
+			}
+			out[r.Offset] = m
 		}
-		m := Message{Topic: t, Partition: partition, Offset: offset, Timestamp: r.Timestamp.UTC(), Key: r.Key, Value: r.Value, raw: r}
-		for _, h := range r.Headers {
-			m.Headers = append(m.Headers, Header(h))
-		}
-		out[offset] = m
 	}
 	return out, nil
 }
 
-// fetchOne asks for the one batch that holds an offset: a broker gives a batch whole, however little is asked for. Nil: it is gone.
-func fetchOne(ctx context.Context, cl *kgo.Client, topic string, id [16]byte, leader, partition int32, offset int64) (*kgo.Record, error) {
+// fetchFrom asks for records from an offset on, at least for those of the batch that holds it. None: it is gone.
+func fetchFrom(ctx context.Context, cl *kgo.Client, topic string, id [16]byte, leader, partition int32, offset int64, size int32) ([]*kgo.Record, error) {
 	req := kmsg.NewPtrFetchRequest()
-	req.MaxWaitMillis, req.MinBytes, req.MaxBytes, req.IsolationLevel, req.SessionEpoch = 0, 0, 1, readUncommitted, -1
+	req.MaxWaitMillis, req.MinBytes, req.MaxBytes, req.IsolationLevel, req.SessionEpoch = 0, 0, size, readUncommitted, -1
 	t := kmsg.NewFetchRequestTopic()
 	t.Topic, t.TopicID = topic, id
 	p := kmsg.NewFetchRequestTopicPartition()
-	p.Partition, p.FetchOffset, p.PartitionMaxBytes, p.CurrentLeaderEpoch = partition, offset, 1, -1
+	p.Partition, p.FetchOffset, p.PartitionMaxBytes, p.CurrentLeaderEpoch = partition, offset, size, -1
 	t.Partitions = append(t.Partitions, p)
 	req.Topics = append(req.Topics, t)
 	answer, err := cl.Broker(int(leader)).Request(ctx, req)
@@ -97,10 +113,8 @@ func fetchOne(ctx context.Context, cl *kgo.Client, topic string, id [16]byte, le
 		return nil, err
 	}
 	part, _ := kgo.ProcessFetchPartition(kgo.ProcessFetchPartitionOpts{Offset: offset, Topic: topic, Partition: partition}, rp, kgo.DefaultDecompressor(), nil)
-	for _, r := range part.Records {
-		if r.Offset == offset {
-			return r, nil
-		}
+	if len(part.Records) == 0 {
+		return nil, part.Err
 	}
-	return nil, part.Err
+	return part.Records, nil
 }

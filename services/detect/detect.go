@@ -4,6 +4,7 @@
 package detect
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -174,7 +175,11 @@ func (s *Service) judge(ctx context.Context, m bus.Message, out *bus.Emit) error
 		}
 		s.m.detections.With(d.RuleID, d.Mode).Inc()
 	}
-	for _, mt := range w.matcher.Take(&w.view, at) {
+	taken := w.matcher.Take(&w.view, at)
+	if len(taken) > 0 {
+		s.evidence.remember(at, bytes.Clone(w.view.JSON()))
+	}
+	for _, mt := range taken {
 		if err := out.Put(topics.Matches, engine.MatchKey(mt), mt); err != nil {
 			return fmt.Errorf("write event for rule %s: %w", mt.RuleID, err)
 		}

@@ -3,6 +3,7 @@ package detect
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -14,9 +15,10 @@ import (
 )
 
 const (
-	readBackFor   = 2 * time.Second // for all evidence of a batch
-	maxRemembered = 8 << 20         // of JSON read back
-	roomForFrame  = 32 << 10        // what a detection's frame and key may add to it
+	readBackFor   = 2 * time.Second  // for all evidence of a batch
+	readBackTries = 15 * time.Second // for how long a batch waits for evidence that cannot be read
+	maxRemembered = 8 << 20          // of JSON
+	roomForFrame  = 32 << 10         // what a detection's frame and key may add to it
 )
 
 // judged is what a batch of the state stage comes to. It is written at the end of it, so that the evidence of all detections is read back
@@ -39,8 +41,8 @@ func (w *judged) flush() {
 
 func (w *judged) write() error {
 	s := w.t.s
-	if len(w.found) > 0 {
-		s.evidence.fill(w.ctx, s, w.found)
+	if err := s.evidence.fill(w.ctx, s, w.found); err != nil {
+		return err
 	}
 	for _, d := range w.found {
 		if err := w.out.Put(topics.Detections, d.Fingerprint, d); err != nil {
@@ -57,18 +59,18 @@ func (w *judged) write() error {
 	return nil
 }
 
-// evidence gives detections of windowed rules the events they were made of: a Match carries only the fields its rule reads.
+// evidence gives detections of windowed rules the events they were made of: a Match carries only the fields its rule reads. It
+// remembers what the match stage of this process took lately, and reads the rest back from where it lies.
 type evidence struct {
 	mu    sync.Mutex
 	known map[engine.Place][]byte
 	size  int
+	since time.Time // of the first failure in a row to read back
 }
 
-// fill reads the events back from where they lie. What retention took, or the broker does not give in time, stays away, and the
-// detection says so: an event's text is never worth the stage's standstill.
-func (e *evidence) fill(ctx context.Context, s *Service, ds []*record.Detection) {
-	ctx, cancel := context.WithTimeout(ctx, readBackFor)
-	defer cancel()
+// fill gives each detection its events. What retention took stays away, and the detection says so. What the broker does not give is
+// asked for again with the whole batch, but not for long: an event's text is not worth the stage's standstill.
+func (e *evidence) fill(ctx context.Context, s *Service, ds []*record.Detection) error {
 	wanted := map[int32][]int64{}
 	found := map[engine.Place][]byte{}
 	e.mu.Lock()
@@ -87,26 +89,26 @@ func (e *evidence) fill(ctx context.Context, s *Service, ds []*record.Detection)
 		}
 	}
 	e.mu.Unlock()
-	for partition, offsets := range wanted {
-		got, err := s.bus.ReadBack(ctx, topics.SystemLog, partition, offsets...)
-		if err != nil {
-			s.m.unread.Add(float64(len(offsets)))
-			s.log.Warn("evidence could not be read back", "partition", partition, "events", len(offsets), "error", err)
-			continue
+	if len(wanted) > 0 {
+		back, err := readBack(ctx, s.bus, wanted)
+		e.mu.Lock()
+		switch {
+		case err == nil:
+			e.since = time.Time{}
+		case e.since.IsZero():
+			e.since = time.Now()
+			fallthrough
+		case time.Since(e.since) < readBackTries:
+			e.mu.Unlock()
+			return err
+		default:
+			s.m.unread.Inc()
+			s.log.Warn("evidence could not be read back: detections go without it", "error", err)
 		}
-		for offset, m := range got {
-			payload, err := s.bus.Payload(ctx, m, "system_log")
-			var v record.SystemLogView
-			if err == nil {
-				err = v.Reset(payload)
-			}
-			if err != nil {
-				s.log.Warn("evidence could not be read", "record", m.String(), "error", err)
-				continue
-			}
-			at := engine.Place{Topic: topics.SystemLog.Name, Partition: partition, Offset: offset}
-			found[at] = bytes.Clone(v.JSON())
-			e.remember(at, found[at])
+		e.mu.Unlock()
+		for at, text := range back {
+			found[at] = text
+			e.remember(at, text)
 		}
 	}
 	for _, d := range ds {
@@ -128,14 +130,51 @@ func (e *evidence) fill(ctx context.Context, s *Service, ds []*record.Detection)
 			room -= len(text)
 		}
 	}
+	return nil
 }
 
-// remember keeps a text for the detection's next update, at most maxRemembered of them.
+// readBack reads events from where they lie, all partitions at once. What it could read it gives with the error too.
+func readBack(ctx context.Context, b *bus.Bus, wanted map[int32][]int64) (map[engine.Place][]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, readBackFor)
+	defer cancel()
+	out := map[engine.Place][]byte{}
+	var mu sync.Mutex
+	var failed error
+	var wg sync.WaitGroup
+	for partition, offsets := range wanted {
+		wg.Go(func() {
+			got, err := b.ReadBack(ctx, topics.SystemLog, partition, offsets...)
+			mu.Lock()
+			defer mu.Unlock()
+			for offset, m := range got {
+				payload, perr := b.Payload(ctx, m, "system_log")
+				var v record.SystemLogView
+				switch {
+				case errors.Is(perr, record.ErrUnreadable):
+				case perr != nil:
+					err = perr
+				case v.Reset(payload) == nil:
+					out[engine.Place{Topic: topics.SystemLog.Name, Partition: partition, Offset: offset}] = bytes.Clone(v.JSON())
+				}
+			}
+			if err != nil {
+				failed = err
+			}
+		})
+	}
+	wg.Wait()
+	return out, failed
+}
+
+// remember keeps an event's text for the detections that are made of it, at most maxRemembered of them.
 func (e *evidence) remember(at engine.Place, text []byte) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.known == nil {
 		e.known = map[engine.Place][]byte{}
+	}
+	if _, ok := e.known[at]; ok {
+		return
 	}
 	if e.size += len(text); e.size > maxRemembered {
 		clear(e.known)
