@@ -341,9 +341,20 @@ func (t *tool) rulesShow() *cobra.Command {
 			}
 			w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', 0)
 			for _, row := range [][2]string{
-				{"rule", s.RuleID}, {"title", s.Title}, {"file", s.File}, {"pack", dash(s.Pack)}, {"kind", s.Kind}, {"mode", s.Mode}, {"severity", s.Severity},
-				{"techniques", dash(strings.Join(s.Techniques, ", "))}, {"woken by", s.EventTypes}, {"reads", strings.Join(s.Reads, ", ")}, {"judges", s.Copies},
-				{"tests", fmt.Sprint(s.Tests)}, {"content hash", s.ContentHash}, {"state hash", s.StateHash},
+				{"rule", s.RuleID},
+				{"title", s.Title},
+				{"file", s.File},
+				{"pack", dash(s.Pack)},
+				{"kind", s.Kind},
+				{"mode", s.Mode},
+				{"severity", s.Severity},
+				{"techniques", dash(strings.Join(s.Techniques, ", "))},
+				{"woken by", s.EventTypes},
+				{"reads", strings.Join(s.Reads, ", ")},
+				{"judges", s.Copies},
+				{"tests", fmt.Sprint(s.Tests)},
+				{"content hash", s.ContentHash},
+				{"state hash", s.StateHash},
 			} {
 				fmt.Fprintf(w, "%s\t%s\n", row[0], row[1])
 			}

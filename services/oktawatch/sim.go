@@ -2,6 +2,7 @@ package oktawatch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -101,7 +102,7 @@ Settings not named by a flag come from the section sim of --config.`,
 
 // ended tells a clean stop from an error.
 func ended(ctx context.Context, err error) error {
-	if ctx.Err() != nil && context.Cause(ctx) == context.Canceled && isCanceled(err) {
+	if ctx.Err() != nil && errors.Is(context.Cause(ctx), context.Canceled) && isCanceled(err) {
 		return nil
 	}
 	return err
