@@ -76,8 +76,8 @@ test-long: ## every process killed under load over and over, on the embedded bro
 	go test -tags long -count=1 -timeout 60m -run Kill ./services/oktawatch/...
 
 .PHONY: bench
-bench: ## the figures of docs/performance.md
-	go test -run '^$$' -bench . -benchmem $$(go list work)
+bench: ## the figures of docs/performance.md, one package after the other (five minutes)
+	go test -p 1 -timeout 30m -run '^$$' -bench . -benchmem -benchtime 0.3s $$(go list work)
 
 .PHONY: rules
 rules: ## every rule of the pack against its own tests
