@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -22,6 +23,7 @@ import (
 	"github.com/oktawatch/oktawatch/pkg/engine"
 	"github.com/oktawatch/oktawatch/pkg/record"
 	"github.com/oktawatch/oktawatch/pkg/rule"
+	"github.com/oktawatch/oktawatch/pkg/ruletest"
 	"github.com/oktawatch/oktawatch/pkg/topics"
 	"github.com/oktawatch/oktawatch/rules"
 )
@@ -656,4 +658,230 @@ func TestPasswordSpray(t *testing.T) {
 	if d := ds[len(ds)-1]; d.EventCount != 8 || len(d.Evidence) != 5 || len(d.Evidence[4].JSON) == 0 {
 		t.Errorf("%+v", d)
 	}
+}
+
+// kindRules are rules of each windowed kind over the events of TestSameAsAtOnce.
+var kindRules = map[string]string{
+	"password-spray": sprayRule,
+	"settled": `id: settled
+title: Many tries of few users
+severity: low
+detection:
+  kind: aggregate
+  where: event.eventType == "user.session.start"
+  group_by: {ip: event.client.ipAddress}
+  window: 10m
+  settle: 2m
+  aggregates:
+    failed: {count: 'event.outcome.result == "FAILURE"'}
+  having: agg.failed >= 4 && agg.count - agg.failed <= 1
+`,
+	"chain": `id: chain
+title: Refused, refused, in
+severity: high
+detection:
+  kind: sequence
+  group_by: {user: event.actor.alternateId}
+  window: 10m
+  steps:
+    - id: refused
+      where: event.eventType == "user.session.start" && event.outcome.result == "FAILURE"
+      count: 2
+    - id: entered
+      where: event.eventType == "user.session.start" && event.outcome.result == "SUCCESS"
+    - id: left
+      not: true
+      within: 3m
+      where: event.eventType == "user.session.end"
+`,
+	"novel": `id: novel
+title: An address new to a user
+severity: info
+detection:
+  kind: first_seen
+  where: event.eventType == "user.session.start" && event.outcome.result == "SUCCESS"
+  group_by: {user: event.actor.alternateId, ip: event.client.ipAddress}
+  seen_before: [user]
+  memory: 30d
+  learning: 5m
+`,
+}
+
+// last is what remains of detections: of each the last update, unless it is withdrawn.
+func last(ds []*record.Detection) map[string]string {
+	updates := map[string]*record.Detection{}
+	for _, d := range ds {
+		if u := updates[d.ID]; u == nil || d.Update > u.Update {
+			updates[d.ID] = d
+		}
+	}
+	out := map[string]string{}
+	for id, d := range updates {
+		if !d.Withdrawn {
+			out[id] = fmt.Sprint(d.RuleID, d.Severity, d.Title, d.FirstTime, d.LastTime, d.EventCount, d.EvidenceUUIDs, d.Users, d.Addresses, d.Fingerprint, d.Final)
+		}
+	}
+	return out
+}
+
+// TestSameAsAtOnce sends events of half an hour out of order, twice, and as partial and complete copies, while the time goes on behind
+// them and members come and go, and ends the lane: what was found is what the same engine finds in all events at once.
+func TestSameAsAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range kindRules {
+		write(t, dir+"/site/"+name+".yaml", text)
+	}
+	seeds := uint64(3)
+	if s := os.Getenv("OKTAWATCH_SEEDS"); s != "" {
+		n, err := strconv.ParseUint(s, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seeds = n
+	}
+	for seed := range seeds {
+		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) { sameAsAtOnce(t, dir, seed) })
+	}
+}
+
+func sameAsAtOnce(t *testing.T, dir string, seed uint64) {
+	rnd := rand.New(rand.NewPCG(seed, 17)) //nolint:gosec // a test's own
+	var all []*record.SystemLog
+	for i := range 160 {
+		log := event(t, i*11, []string{"user.session.start", "user.session.start", "user.session.start", "user.session.end"}[rnd.IntN(4)])
+		log.Actor.AlternateID = fmt.Sprintf("user%d@example.com", rnd.IntN(8))
+		log.Client.IPAddress = fmt.Sprintf("203.0.113.%d", rnd.IntN(3))
+		if rnd.IntN(5) < 3 && log.EventType == "user.session.start" {
+			log.Outcome.Result = "FAILURE"
+		}
+		all = append(all, log)
+	}
+	r := newStateRig(t)
+	builtin := false
+	members := map[string]func(){}
+	names := 0
+	join := func() {
+		names++
+		name := "m" + strconv.Itoa(names)
+		s, err := New(Config{RulesDir: dir, Rules: Rules{Builtin: &builtin}}, Deps{Log: bustest.Logger(), Bus: r.b.Bus(t, name), Pack: rules.FS})
+		if err != nil {
+			t.Fatal(err)
+		}
+		members[name] = r.run(s)
+		if names == 1 {
+			bustest.Until(t, 10*time.Second, func() error {
+				if s.Rules() == nil {
+					return errors.New("no rules")
+				}
+				return nil
+			})
+			if err := s.Ready(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	leave := func() {
+		name := slices.Sorted(maps.Keys(members))[rnd.IntN(len(members))]
+		members[name]()
+		delete(members, name)
+	}
+	join()
+	r.cursor("acme", "eval", liveLane, pollKind, all[0].Derived.Time, false)
+	r.awaitClock("eval", liveLane, all[0].Derived.Time, false)
+
+	// Each event somewhere in the next 20 (3.6 minutes), a third of them once more, a third as a partial copy first.
+	type sending struct {
+		at   float64
+		log  *record.SystemLog
+		copy int32
+	}
+	var sendings []sending
+	for i, log := range all {
+		where := float64(i) + rnd.Float64()*20
+		partial := rnd.IntN(3) == 0
+		if partial {
+			first := *log
+			first.Derived.Partial = true
+			sendings = append(sendings, sending{where, &first, 1})
+			second := *log
+			second.Derived.Copy = 2
+			where += 1 + rnd.Float64()*10
+			sendings = append(sendings, sending{where, &second, 2})
+			log = &second
+		} else {
+			sendings = append(sendings, sending{where, log, 1})
+		}
+		if rnd.IntN(3) == 0 {
+			sendings = append(sendings, sending{where + rnd.Float64()*10, log, 1})
+		}
+	}
+	slices.SortStableFunc(sendings, func(a, b sending) int { return cmp.Compare(a.at, b.at) })
+	for i, s := range sendings {
+		r.put(topics.SystemLog, "eval/"+s.log.Actor.AlternateID, s.log)
+		switch {
+		case i%40 == 39: // everything before has come, but for what comes again
+			first := s.log.Derived.Time
+			for _, later := range sendings[i+1:] {
+				if later.log.Derived.Time.Before(first) {
+					first = later.log.Derived.Time
+				}
+			}
+			r.cursor("acme", "eval", liveLane, pollKind, first.Add(-time.Millisecond), false)
+		case rnd.IntN(30) == 0 && len(members) < 3:
+			join()
+		case rnd.IntN(40) == 0 && len(members) > 1:
+			leave()
+		case rnd.IntN(40) == 0:
+			leave()
+			join()
+		}
+	}
+	end := all[len(all)-1].Derived.Time
+	r.cursor("acme", "eval", liveLane, pollKind, end, true)
+
+	l, err := rule.NewLoader()
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, problems, err := l.Load(rule.Source{Name: "rules", FS: os.DirFS(dir), Site: true})
+	if err != nil || len(problems) > 0 {
+		t.Fatal(problems, err)
+	}
+	at, err := ruletest.Eval(set, all, func(err error) { t.Error(err) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := last(at)
+	kinds := map[string]int{}
+	for _, d := range at {
+		kinds[d.RuleID]++
+	}
+	var got map[string]string
+	var found []*record.Detection
+	wait := time.Now().Add(30 * time.Second)
+	for ; ; time.Sleep(100 * time.Millisecond) {
+		found = r.found()
+		if got = last(found); maps.Equal(got, want) || time.Now().After(wait) {
+			break
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(want)) {
+		if got[id] != want[id] {
+			t.Errorf("%s is\n%s\nwant\n%s", id, got[id], want[id])
+		}
+	}
+	for id, d := range got {
+		if want[id] == "" {
+			t.Errorf("%s should not be: %s", id, d)
+		}
+	}
+	once := map[string]bool{}
+	for _, d := range found {
+		u := fmt.Sprint(d.ID, d.Update)
+		if once[u] {
+			t.Errorf("update %d of %s is there twice", d.Update, d.ID)
+		}
+		once[u] = true
+	}
+	t.Logf("%d sendings of %d events, %d members in turn; %d detections in %d updates, at once %v", len(sendings), len(all), names, len(got), len(found), kinds)
 }
