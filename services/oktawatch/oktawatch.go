@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -23,6 +24,9 @@ const (
 	exitFindings = 1 // something was found: a difference, an incompatible schema, a stage that is not alive
 	exitUsage    = 2 // usage, configuration, files, network
 )
+
+// sameSignal is how long after a signal another is taken for the same one, as timeout(1) sends two; later ones end the process at once.
+const sameSignal = time.Second
 
 //go:generate go run ./internal/confdoc
 
@@ -44,10 +48,14 @@ type tool struct {
 
 // Main runs one command and returns the process's exit code.
 func Main(args []string, out, errs io.Writer) int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	signals, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	go func() { // a second signal ends the process at once
-		<-ctx.Done()
+	ctx, cancel := context.WithCancel(context.Background()) // one that is asked to end, whoever asks
+	defer cancel()
+	go func() {
+		<-signals.Done()
+		cancel()
+		time.Sleep(sameSignal)
 		stop()
 	}()
 	t := &tool{out: out, errs: errs}
