@@ -39,6 +39,9 @@ const (
 // StopBudget is how long a clean stop may take; after it the process ends with ExitRuntime.
 const StopBudget = 25 * time.Second
 
+// SameSignal is how long after a signal another is taken for the same one, as timeout(1) sends two; later ones end the process at once.
+const SameSignal = time.Second
+
 // Process is what a run function is given.
 type Process struct {
 	Name       string
@@ -263,6 +266,7 @@ func (m program) serve(ctx context.Context, p *Process, run func(ctx context.Con
 	go func() { done <- run(ctx, p) }()
 
 	var budget <-chan time.Time
+	var signalled time.Time
 	for {
 		select {
 		case err = <-done:
@@ -275,6 +279,9 @@ func (m program) serve(ctx context.Context, p *Process, run func(ctx context.Con
 			log.Info("stopped")
 			return ExitOK
 		case s := <-m.signals:
+			if budget != nil && time.Since(signalled) < SameSignal {
+				continue
+			}
 			if budget != nil {
 				log.Error("stopped at once by a second signal", "signal", s.String())
 				return ExitRuntime
@@ -283,7 +290,7 @@ func (m program) serve(ctx context.Context, p *Process, run func(ctx context.Con
 			p.admin.Stopping()
 			t := time.NewTimer(StopBudget)
 			defer t.Stop()
-			budget = t.C
+			budget, signalled = t.C, time.Now()
 			stop()
 		case <-budget:
 			log.Error("did not stop in time; ended hard", "budget", StopBudget.String())

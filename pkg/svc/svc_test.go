@@ -386,6 +386,11 @@ func TestSecondSignal(t *testing.T) {
 	s := start(t, nil, func(context.Context, *Process) error { <-never; return nil }, "--set", freePort)
 	s.adminAddr(t)
 	s.signals <- syscall.SIGTERM
+	s.signals <- syscall.SIGTERM // with the first
+	time.Sleep(SameSignal + 100*time.Millisecond)
+	if strings.Contains(s.err.String(), "second signal") {
+		t.Error("two signals at once were taken for two")
+	}
 	s.signals <- syscall.SIGTERM
 	s.wait(t, ExitRuntime)
 	if !strings.Contains(s.err.String(), "second signal") {

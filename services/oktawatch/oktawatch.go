@@ -25,9 +25,6 @@ const (
 	exitUsage    = 2 // usage, configuration, files, network
 )
 
-// sameSignal is how long after a signal another is taken for the same one, as timeout(1) sends two; later ones end the process at once.
-const sameSignal = time.Second
-
 //go:generate go run ./internal/confdoc
 
 // errFindings ends a command whose findings are already printed.
@@ -55,8 +52,8 @@ func Main(args []string, out, errs io.Writer) int {
 	go func() {
 		<-signals.Done()
 		cancel()
-		time.Sleep(sameSignal)
-		stop()
+		time.Sleep(svc.SameSignal)
+		stop() // from now on a signal ends the process at once
 	}()
 	t := &tool{out: out, errs: errs}
 	root := t.root()
