@@ -83,6 +83,12 @@ func (u *up) watchDemo(ctx context.Context) error {
 			return ended(counting, err)
 		})
 	}
+	if u.cfg.Sim.Scenarios == nil { // the first story begins at once: nobody wants to wait for the first alert
+		g.Go(func() error {
+			_, err := u.org.Play(counting, firstStory, simConfig(u.cfg.Sim).ScenarioPace)
+			return ended(counting, err)
+		})
+	}
 	over := make(<-chan time.Time)
 	if u.stopAfter > 0 {
 		timer := time.NewTimer(u.stopAfter)
@@ -108,6 +114,8 @@ func (u *up) watchDemo(ctx context.Context) error {
 	}
 	return nil
 }
+
+const firstStory = "phishing-proxy"
 
 // drainFor bounds how long the end of a demo waits for the last events.
 const drainFor = 30 * time.Second
