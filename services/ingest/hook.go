@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -288,6 +289,9 @@ func (h *hooks) take(ctx context.Context, src *source, body []byte, received tim
 	var oversize []raw
 	var last time.Time
 	for i, ev := range env.events {
+		if gctx.Err() != nil {
+			break // too late for an answer that says yes: Okta is not kept waiting for the rest
+		}
 		r := forward(org, src.id, wayHook, env.delivery, partial, ev, received, mostEvent)
 		raws[i] = r
 		if r.rec.Oversize {
@@ -306,7 +310,7 @@ func (h *hooks) take(ctx context.Context, src *source, body []byte, received tim
 			return err
 		})
 	}
-	if err := g.Wait(); err != nil {
+	if err := cmp.Or(g.Wait(), ctx.Err()); err != nil {
 		return err
 	}
 	now := time.Now()
