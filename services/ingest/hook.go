@@ -42,7 +42,7 @@ const (
 	secretsEvery   = 10 * time.Second
 )
 
-// hooks is the endpoint for event hooks. It answers 200, 401, 410, 413 or 503 and nothing else: Okta never repeats what was answered
+// hooks is the endpoint for event hooks. Below its path it answers 200, 401, 410, 413 or 503 and nothing else: Okta never repeats what was answered
 // with another 4xx, and drops it after one repeat otherwise.
 type hooks struct {
 	s    *Service
