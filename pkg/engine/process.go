@@ -310,7 +310,7 @@ func (s *State) reconcile(g *group, cands []cand, from int64) {
 		}
 		now := max(m.lane.watermark, c.last)
 		final := m.clock != ever && m.clock >= c.last+period
-		if known && !old.withdrawn && c.last < from && old.first == c.first && !final && (!old.pending || now-old.at < pace) {
+		if known && !old.withdrawn && c.last < from && old.first == c.first && !final && (!old.pending || !s.closing && now-old.at < pace) {
 			continue
 		}
 		d, digest, content := s.write(g, c, id)
@@ -318,7 +318,7 @@ func (s *State) reconcile(g *group, cands []cand, from int64) {
 		case !known || old.withdrawn:
 		case final:
 		case digest != old.digest:
-		case content != old.content && now-old.at >= pace:
+		case content != old.content && (s.closing || now-old.at >= pace):
 		default:
 			if pending := content != old.content; pending != old.pending || old.last != c.last {
 				old.pending, old.last = pending, c.last

@@ -56,6 +56,7 @@ type State struct {
 	touched  []snapshot
 	lanesWas map[*lane]int64
 	undo     []func()
+	closing  bool // what is pending goes out at the next Flush
 	out      Output
 	lens     lens
 	hit      rule.Hit
@@ -454,18 +455,20 @@ func (s *State) orphan(m *memory) {
 	}
 }
 
-// Close decides everything up to at for every rule, whatever its lateness: what the end of an input does.
+// Close decides everything up to at for every rule, whatever its lateness, and sends how far each detection has grown:
+// what the end of an input does.
 func (s *State) Close(org, laneName string, at time.Time) {
 	l := s.lane(org, laneName)
 	ms := at.UnixMilli()
 	s.advance(l, ms)
+	s.closing = true
 	for _, m := range l.rules {
-		if ms <= m.clock || m.c == nil {
+		if m.c == nil {
 			continue
 		}
 		was := m.clock
 		s.undo = append(s.undo, func() { m.clock = was })
-		m.clock = ms
+		m.clock = max(m.clock, ms)
 		for _, id := range sortedGroups(m) {
 			g := m.groups[id]
 			s.touch(g)
@@ -509,6 +512,7 @@ func (s *State) Flush() Output {
 	}
 	clear(s.queue)
 	s.queue = s.queue[:0]
+	s.closing = false
 	out := s.out
 	s.out = Output{}
 	return out
@@ -549,7 +553,7 @@ func (s *State) Abort() {
 		s.schedule(g, ever)
 	}
 	s.queue = s.queue[:0]
-	s.out = Output{}
+	s.out, s.closing = Output{}, false
 	clear(s.touched)
 	s.touched = s.touched[:0]
 	s.undo = s.undo[:0]

@@ -1,6 +1,7 @@
 package oktawatch
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -107,47 +108,53 @@ func (t *tool) rulesEval() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "eval", Short: "Judge a file of events by rules", Args: cobra.NoArgs,
 		Long: `Judges LogEvents, as JSON lines or arrays of them, by every rule whatever its mode, and prints one detection a line. It is the
-engine that runs live. Exit 0 also when something is detected; see --fail-on-detection.`,
+engine that runs live. The clock follows the greatest event time read; at the end it is the time of the last event, and what
+would need later time stays undecided. Rules with memory print a detection again when it grows: --final keeps the last word.
+Events that come later than a rule's lateness allows are counted on stderr. Exit 0 also when something is detected; see
+--fail-on-detection.`,
 		Example: "  oktawatch rules eval --input events.jsonl --sort\n  oktawatch topics tail okta.systemlog.v1 --exit -o json | jq -c .value.json | oktawatch rules eval --rules ./rules",
-		RunE: func(*cobra.Command, []string) (err error) {
+		RunE: func(*cobra.Command, []string) error {
 			set, problems, err := t.loadRules(dir)
 			if err != nil {
 				return err
 			}
-			in := io.Reader(os.Stdin)
-			if input != "-" {
-				f, err := os.Open(input)
-				if err != nil {
-					return fmt.Errorf("read events: %w", err)
-				}
-				defer f.Close()
-				in = f
+			file, size, done, err := openInput(input)
+			if err != nil {
+				return err
 			}
-			events, err := ruletest.ReadEvents(in, org, func(line int, err error) { fmt.Fprintf(t.errs, "%s:%d: skipped: %v\n", input, line, err) })
+			defer done()
+			in, err := ruletest.ReadEvents(file, size, org, func(line int, err error) { fmt.Fprintf(t.errs, "%s:%d: skipped: %v\n", input, line, err) })
 			if err != nil {
 				return err
 			}
 			if sorted {
-				slices.SortStableFunc(events, func(a, b *record.SystemLog) int {
-					if c := a.Published.Compare(*b.Published); c != 0 {
-						return c
-					}
-					return strings.Compare(a.UUID, b.UUID)
-				})
+				in.Sort()
 			}
-			ds, err := ruletest.Eval(set.Set, events, func(err error) { fmt.Fprintln(t.errs, err) })
-			if err != nil {
+			n, last := 0, map[string]found{}
+			met := newMet(t.errs)
+			report := met.report()
+			report.Found = func(d *record.Detection) error {
+				f := foundOf(d)
+				if final {
+					if old, ok := last[f.ID]; !ok || old.Update <= f.Update {
+						last[f.ID] = f
+					}
+					return nil
+				}
+				n++
+				return t.printFound(f)
+			}
+			if err := ruletest.Eval(set.Set, in, report); err != nil {
 				return err
 			}
-			if final {
-				ds = lastUpdates(ds)
-			}
-			for _, d := range ds {
-				if err := t.printFound(foundOf(d)); err != nil {
+			for _, f := range lastUpdates(last) {
+				n++
+				if err := t.printFound(f); err != nil {
 					return err
 				}
 			}
-			if len(problems) > 0 || failOnDetection && len(ds) > 0 {
+			met.end(set.Set, org)
+			if len(problems) > 0 || failOnDetection && n > 0 {
 				return errFindings
 			}
 			return nil
@@ -163,28 +170,124 @@ engine that runs live. Exit 0 also when something is detected; see --fail-on-det
 	return cmd
 }
 
-// lastUpdates keeps, of each id, the last update, at the place of the first, and leaves out what was withdrawn.
-func lastUpdates(ds []*record.Detection) []*record.Detection {
-	at := map[string]int{}
-	var out []*record.Detection
-	for _, d := range ds {
-		if i, ok := at[d.ID]; ok {
-			if d.Update >= out[i].Update {
-				out[i] = d
-			}
-			continue
+// openInput opens a file of events for reading back and forth; what cannot be (a pipe) is copied into a file that goes
+// away at the end.
+func openInput(name string) (file io.ReaderAt, size int64, done func(), err error) {
+	f := os.Stdin
+	if name != "-" {
+		if f, err = os.Open(name); err != nil {
+			return nil, 0, nil, fmt.Errorf("read events: %w", err)
 		}
-		at[d.ID] = len(out)
-		out = append(out, d)
 	}
-	return slices.DeleteFunc(out, func(d *record.Detection) bool { return d.Withdrawn })
+	done = func() { f.Close() } //nolint:errcheck,gosec // only read
+	st, err := f.Stat()
+	if err == nil && st.IsDir() {
+		err = fmt.Errorf("%s is a folder, name a file", name)
+	}
+	if err != nil {
+		done()
+		return nil, 0, nil, fmt.Errorf("read events: %w", err)
+	}
+	if st.Mode().IsRegular() {
+		return f, st.Size(), done, nil
+	}
+	defer done()
+	tmp, err := os.CreateTemp("", "oktawatch-events-")
+	if err != nil {
+		return nil, 0, nil, fmt.Errorf("read events: %w", err)
+	}
+	done2 := func() { tmp.Close() }               //nolint:errcheck,gosec // it is gone
+	if err := os.Remove(tmp.Name()); err != nil { // its name; what is in it stays as long as it is open
+		done2 = func() { tmp.Close(); os.Remove(tmp.Name()) } //nolint:errcheck,gosec // nothing more to do
+	}
+	if size, err = io.Copy(tmp, f); err != nil {
+		done2()
+		return nil, 0, nil, fmt.Errorf("read events: %w", err)
+	}
+	return tmp, size, done2, nil
+}
+
+// met is what an evaluation met beside detections, for stderr.
+type met struct {
+	out     io.Writer
+	late    map[string]int
+	failed  map[string]int
+	limited map[string]bool
+}
+
+func newMet(out io.Writer) *met {
+	return &met{out, map[string]int{}, map[string]int{}, map[string]bool{}}
+}
+
+// failuresShown is how many failed expressions of a rule are told one by one.
+const failuresShown = 3
+
+func (m *met) report() ruletest.Report {
+	return ruletest.Report{
+		Failed: func(err error) {
+			id := ""
+			if e, ok := errors.AsType[*rule.EvalError](err); ok {
+				id = e.Rule
+			}
+			if m.failed[id]++; m.failed[id] <= failuresShown {
+				fmt.Fprintln(m.out, err)
+			}
+		},
+		Late: func(id string) { m.late[id]++ },
+		Limited: func(id, what string) {
+			if text := "rule " + id + ": " + what; !m.limited[text] {
+				m.limited[text] = true
+				fmt.Fprintln(m.out, text)
+			}
+		},
+		Excepted: func(string, string) {},
+	}
+}
+
+// end tells the sums.
+func (m *met) end(set *rule.Set, org string) {
+	for _, c := range set.For(org) {
+		if n := m.failed[c.ID] - failuresShown; n > 0 {
+			fmt.Fprintf(m.out, "rule %s: %d more failures\n", c.ID, n)
+		}
+		if n := m.late[c.ID]; n > 0 {
+			what := "left out"
+			if c.Detection.Kind == rule.KindFirstSeen {
+				what = "remembered, not judged"
+			}
+			fmt.Fprintf(m.out, "rule %s: %d late record(s) %s: older than its lateness of %s allows (--sort reads in the order of time)\n", c.ID, n, what, c.Detection.Lateness)
+		}
+	}
+}
+
+// lastUpdates are those of detections that were not withdrawn, in the order of time.
+func lastUpdates(last map[string]found) []found {
+	out := make([]found, 0, len(last))
+	for _, f := range last {
+		if !f.Withdrawn {
+			out = append(out, f)
+		}
+	}
+	slices.SortFunc(out, func(a, b found) int {
+		return cmp.Or(a.FirstTime.Compare(b.FirstTime), strings.Compare(a.RuleID, b.RuleID), strings.Compare(a.ID, b.ID))
+	})
+	return out
 }
 
 func (t *tool) printFound(f found) error {
 	if t.output == "json" {
 		return t.jsonLine(f)
 	}
-	_, err := fmt.Fprintf(t.out, "%s  %-8s  %s  %s  [%s]  %d event(s)\n", f.FirstTime.Format("2006-01-02T15:04:05.000Z"), f.Severity, f.RuleID, f.Title, f.DedupKey, f.EventCount)
+	end := ""
+	switch {
+	case f.Withdrawn:
+		end = "  withdrawn"
+	case f.Update > 1 && f.Final:
+		end = fmt.Sprintf("  update %d, final", f.Update)
+	case f.Update > 1:
+		end = fmt.Sprintf("  update %d", f.Update)
+	}
+	_, err := fmt.Fprintf(t.out, "%s  %-8s  %s  %s  [%s]  %d event(s)%s\n", f.FirstTime.Format("2006-01-02T15:04:05.000Z"), f.Severity, f.RuleID, f.Title, f.DedupKey, f.EventCount, end)
 	return err
 }
 
