@@ -61,6 +61,7 @@ type program struct {
 	ast  *celast.AST
 	prg  cel.Program
 	typ  *types.Type
+	env  *cel.Env // to trace it
 }
 
 // names are the variables that expressions of one place may use beside event.
@@ -125,7 +126,7 @@ func (l *language) compile(env *cel.Env, e Expr, what string, want ...*types.Typ
 		report(0, checkCEL, "%v", err)
 		return nil
 	}
-	return &program{what: what, text: e.Text, ast: a, prg: prg, typ: typ}
+	return &program{what: what, text: e.Text, ast: a, prg: prg, typ: typ, env: env}
 }
 
 // compileSafely shields the loader from a fault in the CEL parser or checker.
