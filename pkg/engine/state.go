@@ -21,6 +21,9 @@ const (
 	maxGroups = 1_000_000 // of a rule
 )
 
+// keptSets is how many earlier sets of rules stay known.
+const keptSets = 4
+
 const (
 	never = math.MaxInt64
 	ever  = math.MinInt64
@@ -46,6 +49,7 @@ type Output struct {
 // records came before the clock. It serves one goroutine.
 type State struct {
 	set      *rule.Set
+	before   []*rule.Set // the newest first
 	observer Observer
 	topic    string
 	lanes    map[laneID]*lane
@@ -165,17 +169,43 @@ type snapshot struct {
 }
 
 // SetRules brings new definitions into force. What is held of rules that are no more there is judged by their last one.
+// A few sets that went before stay known for the Matches that were taken by them.
 func (s *State) SetRules(set *rule.Set) {
+	if s.set != nil && s.set != set {
+		s.before = append([]*rule.Set{s.set}, s.before[:min(len(s.before), keptSets-1)]...)
+	}
 	s.set = set
 	s.event = set.NewEvent()
 	s.lens = lens{}
 	for _, l := range s.lanes {
 		for _, m := range l.rules {
-			if c := s.find(l.org, m.ruleID); c != nil {
-				m.use(c)
+			c := s.find(l.org, m.ruleID)
+			if c == nil {
+				continue
+			}
+			orphaned := m.c == nil
+			m.use(c)
+			if orphaned {
+				m.advance()
+				for _, id := range sortedGroups(m) {
+					s.schedule(m.groups[id], ever+1)
+				}
 			}
 		}
 	}
+}
+
+// Orphans counts the rules that something was restored of and that no set so far has. The next Advance of their lane forgets it.
+func (s *State) Orphans() int {
+	n := 0
+	for _, l := range s.lanes {
+		for _, m := range l.rules {
+			if m.c == nil && len(m.groups) > 0 {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 func (m *memory) use(c *rule.Compiled) {
@@ -186,7 +216,19 @@ func (m *memory) use(c *rule.Compiled) {
 }
 
 func (s *State) find(org string, id ruleID) *rule.Compiled {
-	rules := s.set.For(org)
+	if c := findIn(s.set, org, id); c != nil {
+		return c
+	}
+	for _, set := range s.before {
+		if c := findIn(set, org, id); c != nil {
+			return c
+		}
+	}
+	return nil
+}
+
+func findIn(set *rule.Set, org string, id ruleID) *rule.Compiled {
+	rules := set.For(org)
 	i := sort.Search(len(rules), func(i int) bool { return rules[i].ID >= id.id })
 	if i < len(rules) && rules[i].ID == id.id && rules[i].StateHash == id.hash {
 		return rules[i]

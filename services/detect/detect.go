@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -61,7 +62,8 @@ type Service struct {
 	patience   time.Duration // with a Match of a rule that is not loaded
 
 	mu   sync.Mutex
-	free []*worker // of the current generation
+	free []*worker   // of the current generation
+	sets []*rule.Set // the last few that were in force, the current one last
 }
 
 // generation is the rules in force at one time.
@@ -235,6 +237,13 @@ func (s *Service) Limited(ruleID, what string) {
 
 // Late implements engine.StateObserver.
 func (s *Service) Late(ruleID string) { s.m.late.With(ruleID).Inc() }
+
+// lately are the last sets of rules that were in force, the current one last.
+func (s *Service) lately() []*rule.Set {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.sets)
+}
 
 // readsDetections tells whether a rule in force reads what others found.
 func (s *Service) readsDetections() bool { return false }

@@ -16,6 +16,9 @@ import (
 	"github.com/oktawatch/oktawatch/pkg/rule"
 )
 
+// keptSets is how many earlier sets of rules a new task of the state stage is told of.
+const keptSets = 4
+
 // folders are the site's own, in the order in which they are laid over the pack.
 func (s *Service) folders() []rule.Source {
 	var out []rule.Source
@@ -40,6 +43,9 @@ func (s *Service) load() error {
 	if err != nil {
 		return fmt.Errorf("load rules: %w", err)
 	}
+	s.mu.Lock()
+	s.sets = append(s.sets[max(0, len(s.sets)-keptSets):], set)
+	s.mu.Unlock()
 	old := s.current.Swap(&generation{set, problems})
 	s.m.forget()
 	known := map[string]bool{}

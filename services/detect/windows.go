@@ -30,6 +30,7 @@ type windows interface {
 	SetRules(set *rule.Set)
 	Restore(key string, value []byte) error
 	Restored()
+	Orphans() int
 	Apply(m *record.Match) error
 	Begin(org, lane string, t time.Time)
 	Advance(org, lane string, t time.Time)
@@ -51,6 +52,7 @@ type stateTask struct {
 
 	changelog map[string][]byte // while it is read back
 	held      bool              // there was something in it: time must go on for that
+	since     time.Time         // when it was read back; zero: it holds nothing of a rule that is not loaded
 
 	unknown map[string]time.Time        // state hash: since when it is waited for
 	limits  map[string]string           // what was cut since the last flush, by rule
@@ -60,7 +62,13 @@ type stateTask struct {
 
 func (s *Service) newStateTask(partition int32) (bus.Task, error) {
 	t := &stateTask{s: s, partition: partition, gen: s.current.Load(), changelog: map[string][]byte{}, unknown: map[string]time.Time{}, limits: map[string]string{}}
-	t.state = s.newWindows(t.gen.set, t)
+	for i, set := range s.lately() {
+		if i == 0 {
+			t.state = s.newWindows(set, t)
+		} else {
+			t.state.SetRules(set)
+		}
+	}
 	if partition == 0 {
 		t.clock = newClock(s.bus, s.log, &s.clocks, s.readsDetections)
 	}
@@ -96,6 +104,7 @@ func (t *stateTask) ready() {
 		}
 		t.changelog = nil
 		t.state.Restored()
+		t.since = time.Now()
 	}
 	if gen := t.s.current.Load(); gen != t.gen {
 		t.gen = gen
@@ -133,6 +142,9 @@ func (t *stateTask) take(m bus.Message, match *record.Match, w *judged) error {
 		if match.Clock != firstClock {
 			return nil // no rule reads what others found
 		}
+		if err := t.orphans(); err != nil {
+			return err
+		}
 		t.state.Begin(match.Org, match.Lane, *match.Through)
 		if !match.Ended {
 			t.state.Advance(match.Org, match.Lane, *match.Through)
@@ -152,6 +164,23 @@ func (t *stateTask) take(m bus.Message, match *record.Match, w *judged) error {
 	default:
 		delete(t.unknown, match.StateHash)
 	}
+	return nil
+}
+
+// orphans holds the time back while there may be a rule yet for what was read back: with the time the windows of a rule that nobody
+// knows are forgotten.
+func (t *stateTask) orphans() error {
+	if t.since.IsZero() {
+		return nil
+	}
+	n := t.state.Orphans()
+	switch {
+	case n > 0 && time.Since(t.since) < t.s.patience:
+		return fmt.Errorf("what %d rules held was read back and they are not loaded here: waiting for the rules to be read again", n)
+	case n > 0:
+		t.s.log.Warn("what rules held that are not there any more is forgotten", "partition", t.partition, "rules", n)
+	}
+	t.since = time.Time{}
 	return nil
 }
 
