@@ -29,8 +29,8 @@ func arbitrary(t *rapid.T, v reflect.Value) {
 	}
 	switch v.Kind() {
 	case reflect.Struct:
-		for i := range v.NumField() {
-			arbitrary(t, v.Field(i))
+		for _, field := range v.Fields() {
+			arbitrary(t, field)
 		}
 	case reflect.Pointer:
 		if rapid.Bool().Draw(t, "set") {

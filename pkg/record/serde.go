@@ -216,8 +216,7 @@ func CheckCompatibility(reader, writer string) error {
 		return fmt.Errorf("parse the writer's schema: %w", err)
 	}
 	err = avro.CheckCompatibility(w, r)
-	var ce *avro.CompatibilityError
-	if errors.As(err, &ce) {
+	if ce, ok := errors.AsType[*avro.CompatibilityError](err); ok {
 		at := ce.Path
 		if at == "" {
 			at = "the record"

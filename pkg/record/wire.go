@@ -189,7 +189,7 @@ func (r *wire) str() string {
 func (r *wire) bytes() []byte {
 	s := r.raw()
 	if r.alias || len(s) == 0 {
-		return s[:len(s):len(s)]
+		return slices.Clip(s)
 	}
 	return slices.Clone(s)
 }

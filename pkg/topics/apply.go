@@ -171,7 +171,7 @@ func Apply(ctx context.Context, adm *kadm.Client, p Plan) ([]Difference, error) 
 		case "missing":
 			cfg := map[string]*string{}
 			for k, v := range p.configs(d.row) {
-				cfg[k] = kadm.StringPtr(v)
+				cfg[k] = new(v)
 			}
 			var n int32
 			if _, err := fmt.Sscan(d.Want, &n); err != nil {
@@ -185,7 +185,7 @@ func Apply(ctx context.Context, adm *kadm.Client, p Plan) ([]Difference, error) 
 				return nil, fmt.Errorf("create topic %s: %w; where topics may not be created, run oktawatch topics apply --print and hand the commands to those who may", d.Topic, err)
 			}
 		case "config":
-			res, err := adm.AlterTopicConfigs(ctx, []kadm.AlterConfig{{Op: kadm.SetConfig, Name: d.Key, Value: kadm.StringPtr(d.Want)}}, d.Topic)
+			res, err := adm.AlterTopicConfigs(ctx, []kadm.AlterConfig{{Op: kadm.SetConfig, Name: d.Key, Value: new(d.Want)}}, d.Topic)
 			if err == nil {
 				for _, r := range res {
 					err = cmp.Or(err, r.Err)

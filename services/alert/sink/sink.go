@@ -111,7 +111,6 @@ func OptionsOf[T any]() []Option {
 	t := reflect.TypeFor[T]()
 	var out []Option
 	for f := range t.Fields() {
-		f := f
 		o := Option{Name: f.Tag.Get("json"), Default: f.Tag.Get("default"), Doc: f.Tag.Get("doc")}
 		switch f.Type {
 		case reflect.TypeFor[string]():
