@@ -1,14 +1,11 @@
 package engine
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"slices"
 	"strconv"
 	"time"
 
-	"github.com/google/uuid"
-
+	"github.com/oktawatch/oktawatch/pkg/ident"
 	"github.com/oktawatch/oktawatch/pkg/record"
 	"github.com/oktawatch/oktawatch/pkg/rule"
 )
@@ -67,7 +64,7 @@ func (m *Matcher) detect(p *prepared, v *record.SystemLogView, at Place) *record
 	for i, k := range key {
 		key[i] = clip(k, maxDedupBytes)
 	}
-	d.DedupKey, d.Fingerprint = key, m.fingerprint(derived.Org, p.ID, key)
+	d.DedupKey, d.Fingerprint = key, ident.Fingerprint(derived.Org, p.ID, key)
 	d.Partial, d.Unconfirmed, d.Final = derived.Partial, derived.Partial, !derived.Partial
 	d.FirstTime, d.LastTime = derived.Time, derived.Time
 	var published *time.Time
@@ -102,22 +99,7 @@ func (m *Matcher) matchID(ruleID string, revision int, org, identity string) str
 	b = append(append(b, org...), 0)
 	b = append(b, identity...)
 	m.buf = b
-	return uuid.NewSHA1(namespace, b).String()
-}
-
-// Fingerprint is the hash of org, rule and dedup key: detections of one fingerprint join one alert.
-func Fingerprint(org, ruleID string, key []string) string {
-	return new(Matcher).fingerprint(org, ruleID, key)
-}
-
-func (m *Matcher) fingerprint(org, ruleID string, key []string) string {
-	b := append(append(append(m.buf[:0], org...), 0), ruleID...)
-	for _, k := range key {
-		b = append(append(b, 0), k...)
-	}
-	m.buf = b
-	sum := sha256.Sum256(b)
-	return hex.EncodeToString(sum[:16])
+	return ident.ID(b)
 }
 
 // sets fills the users, addresses, sessions, devices and apps of the evidence.

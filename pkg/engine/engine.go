@@ -4,8 +4,6 @@
 package engine
 
 import (
-	"github.com/google/uuid"
-
 	"github.com/oktawatch/oktawatch/pkg/record"
 	"github.com/oktawatch/oktawatch/pkg/rule"
 )
@@ -22,9 +20,6 @@ type Observer interface {
 	Excepted(ruleID, exception string) // an exception kept an event from being a hit
 	Failed(err error)                  // an expression failed at run time and counted as false
 }
-
-// namespace is that of every detection id.
-var namespace = uuid.NewSHA1(uuid.NameSpaceURL, []byte("https://github.com/oktawatch/oktawatch"))
 
 // Identity is what tells a record from every other of its org: its uuid, with the content's hash where Okta used the
 // uuid twice.

@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/oktawatch/oktawatch/pkg/engine"
+	"github.com/oktawatch/oktawatch/pkg/ident"
 	"github.com/oktawatch/oktawatch/pkg/record"
 	"github.com/oktawatch/oktawatch/pkg/rule"
 )
@@ -97,7 +98,7 @@ func TestIdentity(t *testing.T) {
 	if want := uuid.NewSHA1(ns, []byte("login\x003\x0000oORG\x00u1")).String(); d.ID != want {
 		t.Errorf("id %s, want %s", d.ID, want)
 	}
-	if d.Fingerprint != engine.Fingerprint("00oORG", "login", []string{"00uALICE"}) || len(d.Fingerprint) != 32 || strings.Contains(d.Fingerprint, ".") {
+	if d.Fingerprint != ident.Fingerprint("00oORG", "login", []string{"00uALICE"}) || len(d.Fingerprint) != 32 || strings.Contains(d.Fingerprint, ".") {
 		t.Errorf("fingerprint %s", d.Fingerprint)
 	}
 	if fmt.Sprint(d.Mitre, d.Techniques, d.Tactics) != "[TA0001/T1078 T1078.004] [T1078 T1078.004] [TA0001]" {

@@ -7,8 +7,7 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/google/uuid"
-
+	"github.com/oktawatch/oktawatch/pkg/ident"
 	"github.com/oktawatch/oktawatch/pkg/record"
 	"github.com/oktawatch/oktawatch/pkg/rule"
 )
@@ -284,7 +283,7 @@ func (s *State) detectionID(g *group, c cand) string {
 	}
 	b = strconv.AppendInt(b, floorDiv(c.first, m.period()), 10)
 	s.buf = b
-	return uuid.NewSHA1(namespace, b).String()
+	return ident.ID(b)
 }
 
 func floorDiv(a, b int64) int64 {
@@ -378,7 +377,7 @@ func (s *State) base(g *group, sub string) *record.Detection {
 	for i, k := range dedup {
 		dedup[i] = clip(k, maxDedupBytes)
 	}
-	d.DedupKey, d.Fingerprint = dedup, Fingerprint(m.lane.org, m.c.ID, dedup)
+	d.DedupKey, d.Fingerprint = dedup, ident.Fingerprint(m.lane.org, m.c.ID, dedup)
 	return d
 }
 
