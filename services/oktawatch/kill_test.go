@@ -299,7 +299,7 @@ func TestKillEachServiceUnderLoad(t *testing.T) {
 // twice must be the same.
 func TestKillTheWholeProcess(t *testing.T) {
 	org := simulated(t, 400)
-	config := settings(t, org, "log: {level: info}\n", "ingest", "normalize")
+	config := settings(t, org, "log: {level: info}\n", "ingest", "normalize", "detect")
 	f := fleet.New(t, fleet.Build(t, "oktawatch"))
 	data := os.Getenv("OKTAWATCH_KEEP_DATA") // to look at what a failed run left
 	if data == "" {
@@ -327,12 +327,16 @@ func TestKillTheWholeProcess(t *testing.T) {
 	run := waitRun(t, data)
 	r := outside(t, []string{run.Kafka}, run.Registry, "")
 	settled(t, r, org, 3*time.Minute)
+	windowed(t, r, org)
 	missing, undetected := lost(t, r, org)
 	for _, topic := range []topics.Topic{topics.SystemLog, topics.Detections} {
 		s := read(t, r, topic, true)
 		differing := 0
 		for id, records := range s.by {
 			for _, again := range records[1:] {
+				if bytes.Contains(again.plain, []byte(sprayID)) {
+					continue // an update that was lost with its offsets is made anew of what has come by then
+				}
 				if again.key != records[0].key || !bytes.Equal(same(t, again.plain), same(t, records[0].plain)) {
 					differing++
 					if differing < 5 {
