@@ -35,12 +35,17 @@ func heldOf(c *rule.Compiled, m *record.Match) (held, error) {
 		}
 		h.sub = groupText(c, key, false)
 	}
-	for bit, is := range map[uint8]bool{bitExcepted: m.Excepted, bitSeed: m.Seed, bitPartial: m.Partial, bitBackfill: m.Backfill, bitPublished: m.Published != nil} {
+	set := func(bit uint8, is bool) {
 		if is {
 			h.bits |= bit
 		}
 	}
+	set(bitExcepted, m.Excepted)
+	set(bitSeed, m.Seed)
+	set(bitPartial, m.Partial)
+	set(bitBackfill, m.Backfill)
 	if m.Published != nil {
+		h.bits |= bitPublished
 		h.published = m.Published.UnixMilli()
 	}
 	return h, nil
@@ -61,7 +66,11 @@ const (
 )
 
 func key(entry byte, parts ...string) string {
-	b := []byte{entry}
+	size := 1 + 2*len(parts)
+	for _, p := range parts {
+		size += len(p)
+	}
+	b := append(make([]byte, 0, min(size, 512)), entry)
 	for _, p := range parts {
 		b = binary.AppendUvarint(b, uint64(len(p)))
 		b = append(b, p...)
@@ -90,12 +99,16 @@ func parts(k string) (entry byte, out []string, err error) {
 func keyOfLane(l *lane) string    { return key(entryLane, l.org, l.lane) }
 func keyOfBegin(m *memory) string { return key(entryBegin, m.lane.org, m.lane.lane, m.id, m.hash) }
 
-func (g *group) key(entry byte, more ...string) string {
-	return key(entry, append([]string{g.m.lane.org, g.m.lane.lane, g.m.ruleID.id, g.m.hash, g.id}, more...)...)
+func (g *group) key(entry byte, more string) string {
+	return key(entry, g.m.lane.org, g.m.lane.lane, g.m.ruleID.id, g.m.hash, g.id, more)
 }
-func keyOfHeld(g *group, h *held) string    { return g.key(entryHeld, h.uuid, h.sub) }
+
+func keyOfHeld(g *group, h *held) string {
+	return key(entryHeld, g.m.lane.org, g.m.lane.lane, g.m.ruleID.id, g.m.hash, g.id, h.uuid, h.sub)
+}
+
 func keyOfSent(g *group, id string) string  { return g.key(entrySent, id) }
-func keyOfMeta(g *group) string             { return g.key(entryMeta) }
+func keyOfMeta(g *group) string             { return g.key(entryMeta, "") }
 func keyOfSeen(g *group, sub string) string { return g.key(entrySeen, sub) }
 func keyOfBucket(g *group, start int64) string {
 	return g.key(entryBucket, string(appendInt(nil, start)))
@@ -114,6 +127,9 @@ func appendMeta(b []byte, g *group) []byte {
 }
 
 func appendHeld(b []byte, h *held) []byte {
+	if b == nil {
+		b = make([]byte, 0, 48+len(h.blob))
+	}
 	b = append(b, 1, h.bits, h.copy)
 	for _, n := range []int64{h.time, h.after, h.published, h.offset, int64(h.partition), int64(h.flags), int64(h.values)} {
 		b = appendInt(b, n)
@@ -226,7 +242,7 @@ func (s *State) Restore(k string, value []byte) error {
 		}
 		return nil
 	}
-	want := map[byte]int{entryLane: 2, entryBegin: 4, entryHeld: 7, entrySent: 6, entryMeta: 5, entrySeen: 6, entryBucket: 6}[entry]
+	want := map[byte]int{entryLane: 2, entryBegin: 4, entryHeld: 7, entrySent: 6, entryMeta: 6, entrySeen: 6, entryBucket: 6}[entry]
 	if want == 0 || want != len(p) {
 		return fmt.Errorf("the changelog has an entry of an unknown sort %q", entry)
 	}
@@ -281,10 +297,7 @@ func (s *State) Restore(k string, value []byte) error {
 	case entryMeta:
 		g.floor, g.truncated, g.meta = r.int(), r.byte() == 1, true
 	case entrySeen:
-		if g.seen == nil {
-			g.seen = map[string]int64{}
-		}
-		g.seen[p[5]] = r.int()
+		g.seen = append(g.seen, sighting{p[5], r.int()})
 	case entryBucket:
 		one := bucket{}
 		start := &reader{b: []byte(p[5])}

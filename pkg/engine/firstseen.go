@@ -1,6 +1,9 @@
 package engine
 
 import (
+	"slices"
+	"strings"
+
 	"github.com/oktawatch/oktawatch/pkg/rule"
 )
 
@@ -18,8 +21,8 @@ func (s *State) firstSeen(g *group, from int64) {
 		}
 		part = max(part, t)
 	}
-	for sub, t := range g.seen {
-		see(sub, t)
+	for _, one := range g.seen {
+		see(one.sub, one.time)
 	}
 	ev := g.events
 	var late []int
@@ -105,31 +108,19 @@ func (s *State) foldSeen(g *group, n int) {
 		}
 	}
 	old := g.floor - g.m.c.Detection.Memory.Milliseconds()
+	seen := slices.Clone(g.seen)
 	for _, sub := range sortedKeys(last) {
 		t := last[sub]
-		was, had := g.seen[sub]
-		if t <= old || had && was >= t {
+		at, had := slices.BinarySearchFunc(seen, sub, func(o sighting, sub string) int { return strings.Compare(o.sub, sub) })
+		switch {
+		case t <= old || had && seen[at].time >= t:
 			continue
+		case had:
+			seen[at].time = t
+		default:
+			seen = slices.Insert(seen, at, sighting{sub, t})
 		}
-		if g.seen == nil {
-			g.seen = map[string]int64{}
-		}
-		seen := g.seen
-		s.undo = append(s.undo, func() {
-			if had {
-				seen[sub] = was
-			} else {
-				delete(seen, sub)
-			}
-		})
-		seen[sub] = t
 		s.change(keyOfSeen(g, sub), appendInt(nil, t))
 	}
-}
-
-// unsee forgets a sighting.
-func (s *State) unsee(g *group, sub string) {
-	seen, was := g.seen, g.seen[sub]
-	s.undo = append(s.undo, func() { seen[sub] = was })
-	delete(seen, sub)
+	g.seen = slices.Clip(seen)
 }

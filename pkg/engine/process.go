@@ -52,7 +52,7 @@ type sent struct {
 
 // cand is a detection as the hits make it now.
 type cand struct {
-	sub         string
+	sub, id     string
 	first, last int64
 	hits        []int32
 	carried     *record.Detection
@@ -123,6 +123,7 @@ func (s *State) process(g *group) {
 		}
 	}
 	g.dirty = never
+	s.from = from
 	var cands []cand
 	if len(g.hits) > 0 || len(g.dets) > 0 {
 		cands = s.join(g)
@@ -139,6 +140,7 @@ func (s *State) limit(g *group) {
 	if over <= 0 {
 		return
 	}
+	g.cover = nil
 	over += maxHeld / 8
 	m := g.m
 	if !g.truncated {
@@ -147,7 +149,7 @@ func (s *State) limit(g *group) {
 	}
 	cut := g.events[over-1].time
 	for _, c := range s.join(g) {
-		id := s.detectionID(g, c)
+		id := c.id
 		if old, ok := g.dets[id]; ok && !old.final && !old.withdrawn && c.first <= cut {
 			kept := c
 			n := sort.Search(len(c.hits), func(i int) bool { return g.hits[c.hits[i]].at > cut })
@@ -249,6 +251,9 @@ func (s *State) join(g *group) []cand {
 		open[h.sub] = at
 		lastSub, lastAt = h.sub, at
 	}
+	for i := range out {
+		out[i].id = s.detectionID(g, out[i])
+	}
 	return out
 }
 
@@ -301,7 +306,7 @@ func (s *State) reconcile(g *group, cands []cand, from int64) {
 	period := m.period()
 	live := make(map[string]bool, len(cands))
 	for _, c := range cands {
-		id := s.detectionID(g, c)
+		id := c.id
 		live[id] = true
 		old, known := g.dets[id]
 		if known && old.final && !old.withdrawn {
@@ -483,7 +488,16 @@ func (s *State) evidence(g *group, c cand, d *record.Detection) {
 		d.Sessions, d.Devices = slices.Clone(c.carried.Sessions), slices.Clone(c.carried.Devices)
 	}
 	d.Backfill = true
-	sets := newSetBuilder(d)
+	sets, upto := newSetBuilder(d), int64(ever)
+	var cover *cover
+	if len(nums) > fewCovered && g.m.c.Detection.Kind == rule.KindAggregate && c.carried == nil {
+		if cover = g.cover; cover == nil || cover.id != c.id || s.from <= cover.upto {
+			cover = newCover(c.id)
+			g.cover = cover
+		}
+		sets, upto = cover.sets, cover.upto
+		cover.upto = c.last
+	}
 	for n, i := range nums {
 		h := &g.events[i]
 		d.Backfill = d.Backfill && h.bits&bitBackfill != 0
@@ -497,10 +511,15 @@ func (s *State) evidence(g *group, c cand, d *record.Detection) {
 			t := time.UnixMilli(h.published).UTC()
 			d.Published = &t
 		}
+		if n >= maxEvidence && h.time <= upto {
+			continue
+		}
 		if s.view.Reset(h.payload()) != nil {
 			continue
 		}
-		sets.add(&s.view)
+		if h.time > upto {
+			sets.add(&s.view)
+		}
 		if n < maxEvidence {
 			e := record.Evidence{
 				UUID: h.uuid, EventType: string([]byte(s.view.EventType())), Time: time.UnixMilli(h.time).UTC(), Topic: s.topic,
@@ -513,6 +532,11 @@ func (s *State) evidence(g *group, c cand, d *record.Detection) {
 			d.Evidence = append(d.Evidence, e)
 		}
 	}
+	if cover != nil {
+		o := &cover.d
+		d.Users, d.Apps, d.Addresses = slices.Clip(o.Users), slices.Clip(o.Apps), slices.Clip(o.Addresses)
+		d.Sessions, d.Devices = slices.Clip(o.Sessions), slices.Clip(o.Devices)
+	}
 	if len(nums) == 0 {
 		d.Backfill = c.carried != nil && c.carried.Backfill
 	}
@@ -521,6 +545,24 @@ func (s *State) evidence(g *group, c cand, d *record.Detection) {
 		own := d.EvidenceUUIDs
 		d.EvidenceUUIDs = append(slices.Clone(first), own[max(0, len(own)-evidenceEnd):]...)
 	}
+}
+
+// fewCovered is how much evidence is read again each time.
+const fewCovered = 8
+
+// cover is what the evidence of a large detection says up to a time, so that only what came behind it must be read. In
+// an aggregate no later hit has evidence before that time that an earlier one had not.
+type cover struct {
+	id   string
+	upto int64
+	d    record.Detection
+	sets *setBuilder
+}
+
+func newCover(id string) *cover {
+	c := &cover{id: id, upto: ever}
+	c.sets = newSetBuilder(&c.d)
+	return c
 }
 
 // union is the evidence of a candidate, as numbers of events in order.
@@ -644,8 +686,7 @@ func (s *State) settle(g *group, cands []cand) {
 	wake := func(clock int64) { due = min(due, clock+late) }
 	minFirst := int64(never)
 	for _, c := range cands {
-		id := s.detectionID(g, c)
-		d := g.dets[id]
+		d := g.dets[c.id]
 		if d.final {
 			continue
 		}
@@ -675,6 +716,9 @@ func (s *State) settle(g *group, cands []cand) {
 				wake(d.slotEnd)
 			}
 		}
+		if len(g.dets) == 0 {
+			g.dets = nil
+		}
 		wrote = s.prune(g) || wrote
 	}
 	if len(g.events) == 0 && len(g.dets) == 0 && len(g.seen) == 0 && len(g.buckets) == 0 {
@@ -699,9 +743,7 @@ func (s *State) settle(g *group, cands []cand) {
 			d := &m.c.Detection
 			wake(g.buckets[0].start + (d.Bucket + d.Window + d.Baseline).Milliseconds())
 		case len(g.seen) == 1:
-			for _, t := range g.seen {
-				wake(t + m.c.Detection.Memory.Milliseconds())
-			}
+			wake(g.seen[0].time + m.c.Detection.Memory.Milliseconds())
 		case len(g.seen) > 1:
 			wake(max(m.clock, 0) + max(m.c.Detection.Memory.Milliseconds()/8, pace))
 		}
@@ -790,12 +832,21 @@ func (s *State) expire(g *group) bool {
 	wrote := false
 	if len(g.seen) > 0 {
 		old := g.floor - d.Memory.Milliseconds()
-		for _, sub := range sortedKeys(g.seen) {
-			if t := g.seen[sub]; t <= old {
-				s.unsee(g, sub)
-				s.change(keyOfSeen(g, sub), nil)
-				wrote = true
+		var rest []sighting
+		for i, one := range g.seen {
+			if one.time > old {
+				if wrote {
+					rest = append(rest, one)
+				}
+				continue
 			}
+			if !wrote {
+				rest, wrote = slices.Clone(g.seen[:i]), true
+			}
+			s.change(keyOfSeen(g, one.sub), nil)
+		}
+		if wrote {
+			g.seen = rest
 		}
 	}
 	if len(g.buckets) > 0 {

@@ -68,6 +68,7 @@ type State struct {
 	sum      hasher
 	nums     []int32
 	buf      []byte
+	from     int64 // hits before it are as they were
 }
 
 // StateOption changes a State.
@@ -152,14 +153,20 @@ type group struct {
 	dirty     int64 // what changed is at or behind
 	hits      []hit
 	dets      map[string]sent
-	seen      map[string]int64 // first_seen: last sighting at or before floor, by key
-	buckets   []bucket         // baseline: closed buckets, in order of time
-	due       int64            // watermark at which there is something to do
+	seen      []sighting // first_seen: last sighting at or before floor, by key; never changed in place
+	cover     *cover
+	buckets   []bucket // baseline: closed buckets, in order of time
+	due       int64    // watermark at which there is something to do
 	queued    bool
 	touched   bool
 	truncated bool
 	gone      bool
 	meta      bool // floor is in the changelog
+}
+
+type sighting struct {
+	sub  string
+	time int64
 }
 
 type snapshot struct {
@@ -552,8 +559,7 @@ func (s *State) Flush() Output {
 		}
 		s.process(g)
 	}
-	clear(s.queue)
-	s.queue = s.queue[:0]
+	s.queue = emptied(s.queue)
 	s.closing = false
 	out := s.out
 	s.out = Output{}
@@ -565,11 +571,17 @@ func (s *State) Commit() {
 	for i := range s.touched {
 		s.touched[i].g.touched = false
 	}
-	clear(s.touched)
-	s.touched = s.touched[:0]
-	clear(s.undo)
-	s.undo = s.undo[:0]
+	s.touched, s.undo = emptied(s.touched), emptied(s.undo)
 	clear(s.lanesWas)
+}
+
+// emptied is the slice without what is in it; a long one gives its memory back.
+func emptied[T any](list []T) []T {
+	if cap(list) > 1<<12 {
+		return nil
+	}
+	clear(list)
+	return list[:0]
 }
 
 // Abort undoes what happened since the last Commit or Abort.
@@ -589,16 +601,14 @@ func (s *State) Abort() {
 			continue
 		}
 		*g = t.was
-		g.hits, g.swept, g.dirty, g.touched, g.queued = nil, g.floor, ever, false, false
+		g.hits, g.cover, g.swept, g.dirty, g.touched, g.queued = nil, nil, g.floor, ever, false, false
 		g.m.groups[g.id] = g
 		g.due = never
 		s.schedule(g, ever)
 	}
-	s.queue = s.queue[:0]
+	s.queue = emptied(s.queue)
 	s.out, s.closing = Output{}, false
-	clear(s.touched)
-	s.touched = s.touched[:0]
-	s.undo = s.undo[:0]
+	s.touched, s.undo = emptied(s.touched), emptied(s.undo)
 	clear(s.lanesWas)
 }
 
@@ -646,8 +656,8 @@ func (s *State) drop(g *group) {
 	for _, id := range sortedKeys(g.dets) {
 		s.change(keyOfSent(g, id), nil)
 	}
-	for _, sub := range sortedKeys(g.seen) {
-		s.change(keyOfSeen(g, sub), nil)
+	for _, one := range g.seen {
+		s.change(keyOfSeen(g, one.sub), nil)
 	}
 	for _, b := range g.buckets {
 		s.change(keyOfBucket(g, b.start), nil)
@@ -679,6 +689,7 @@ func (s *State) Restored() {
 			for _, id := range sortedGroups(m) {
 				g := m.groups[id]
 				slices.SortFunc(g.events, func(a, b held) int { return a.order(&b) })
+				slices.SortFunc(g.seen, func(a, b sighting) int { return strings.Compare(a.sub, b.sub) })
 				slices.SortFunc(g.buckets, func(a, b bucket) int { return cmp.Compare(a.start, b.start) })
 				g.due = never
 				s.schedule(g, ever+1)
@@ -705,8 +716,8 @@ func (s *State) Snapshot() []Change {
 				for id, d := range g.dets {
 					out = append(out, Change{keyOfSent(g, id), appendSent(nil, &d)})
 				}
-				for sub, t := range g.seen {
-					out = append(out, Change{keyOfSeen(g, sub), appendInt(nil, t)})
+				for _, one := range g.seen {
+					out = append(out, Change{keyOfSeen(g, one.sub), appendInt(nil, one.time)})
 				}
 				for i := range g.buckets {
 					out = append(out, Change{keyOfBucket(g, g.buckets[i].start), appendBucket(nil, &g.buckets[i])})
