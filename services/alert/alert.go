@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/oktawatch/oktawatch/pkg/bus"
+	"github.com/oktawatch/oktawatch/pkg/finding"
 	"github.com/oktawatch/oktawatch/pkg/metrics"
 	"github.com/oktawatch/oktawatch/pkg/record"
 	"github.com/oktawatch/oktawatch/pkg/topics"
@@ -278,7 +279,7 @@ func (s *Service) isTest(org string) bool {
 // its poller; a source that is not polled has only its hook.
 func (s *Service) via(d *record.Detection) string {
 	switch {
-	case isHealth(d.Kind):
+	case finding.IsHealth(d.Kind):
 		return ""
 	case d.Backfill:
 		return "backfill"

@@ -382,7 +382,7 @@ func TestGone(t *testing.T) {
 	}
 	// It is told to the others, as an alert of its own.
 	for _, a := range r.alerts() {
-		if slices.Contains(a.RuleIDs, findGone.name) && a.Title == "A receiver wants nothing any more: siem" {
+		if slices.Contains(a.RuleIDs, findGone.Name) && a.Title == "A receiver wants nothing any more: siem" {
 			return
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/oktawatch/oktawatch/pkg/bus"
+	"github.com/oktawatch/oktawatch/pkg/finding"
 	"github.com/oktawatch/oktawatch/pkg/record"
 	"github.com/oktawatch/oktawatch/pkg/topics"
 	"github.com/oktawatch/oktawatch/services/alert/sink"
@@ -113,7 +114,7 @@ func (t *task) detection(d *record.Detection) string {
 		return t.update(k, known, d)
 	case d.Backfill && !t.s.cfg.Backfill:
 		return "backfill"
-	case d.Mode != modeAlert && d.Mode != "" && (!isHealth(d.Kind) || d.Mode == modeShadow):
+	case d.Mode != modeAlert && d.Mode != "" && (!finding.IsHealth(d.Kind) || d.Mode == modeShadow):
 		return "not_for_people"
 	case d.Withdrawn:
 		return "withdrawn_unseen"

@@ -134,7 +134,7 @@ func TestBackoffIsTenTriesInThreeDays(t *testing.T) {
 		if task.outbox.Len() != 0 {
 			t.Error("a given-up notification still waits")
 		}
-		if len(p.found) != 1 || p.found[0].RuleID != findGivenUp.name || p.found[0].Org != "00o1" {
+		if len(p.found) != 1 || p.found[0].RuleID != findGivenUp.Name || p.found[0].Org != "00o1" {
 			t.Errorf("%d findings", len(p.found))
 		}
 	})

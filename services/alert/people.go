@@ -7,6 +7,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/oktawatch/oktawatch/pkg/finding"
 	"github.com/oktawatch/oktawatch/pkg/record"
 	"github.com/oktawatch/oktawatch/services/alert/sink"
 )
@@ -34,7 +35,7 @@ func forPeople(a *alertState, d *record.Detection, test bool) sink.Alert {
 	}
 	if d != nil {
 		out.Detection = d.ID
-		out.Health = isHealth(d.Kind)
+		out.Health = finding.IsHealth(d.Kind)
 	}
 	if len(r.Context) > 0 {
 		out.Context = map[string]string{}
@@ -44,8 +45,6 @@ func forPeople(a *alertState, d *record.Detection, test bool) sink.Alert {
 	}
 	return out
 }
-
-func isHealth(kind string) bool { return kind == "rule_health" || kind == "source_health" }
 
 func first(l []string) []string { return slices.Clone(l[:min(len(l), shownItems)]) }
 

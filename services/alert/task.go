@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/oktawatch/oktawatch/pkg/bus"
+	"github.com/oktawatch/oktawatch/pkg/finding"
 	"github.com/oktawatch/oktawatch/pkg/record"
 	"github.com/oktawatch/oktawatch/pkg/topics"
 	"github.com/oktawatch/oktawatch/services/alert/sink"
@@ -355,12 +356,12 @@ func (t *task) settle(o outcome, out writer) error {
 }
 
 // tell raises a finding about a receiver, once a day.
-func (t *task) tell(f finding, r *row, o outcome, out writer) error {
-	k, day := f.name+"/"+r.Receiver, o.at.UTC().Format(time.DateOnly)
+func (t *task) tell(f finding.Finding, r *row, o outcome, out writer) error {
+	k, day := f.Name+"/"+r.Receiver, o.at.UTC().Format(time.DateOnly)
 	if last, ok := t.told.Get(k); ok && last >= day {
 		return nil
 	}
-	d := f.detection(r.Note.Alert.Org, r.Receiver, t.label, clip(o.err.Error(), maxErrorBytes), o.at)
+	d := receiverFinding(f, r.Note.Alert.Org, r.Receiver, t.label, clip(o.err.Error(), maxErrorBytes), o.at)
 	if err := out.Put(topics.Detections, d.Fingerprint, d); err != nil {
 		return fmt.Errorf("tell of receiver %s: %w", r.Receiver, err)
 	}

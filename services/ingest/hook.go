@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/oktawatch/oktawatch/pkg/bus"
+	"github.com/oktawatch/oktawatch/pkg/finding"
 	"github.com/oktawatch/oktawatch/pkg/record"
 	"github.com/oktawatch/oktawatch/pkg/topics"
 )
@@ -384,21 +385,21 @@ func (h *hooks) tooLarge(ctx context.Context, src *source, size int64) {
 }
 
 // raise writes a finding once a day. That it could not be written keeps nothing back: the next one tries again.
-func (h *hooks) raise(ctx context.Context, src *source, f finding, detail string) {
+func (h *hooks) raise(ctx context.Context, src *source, f finding.Finding, detail string) {
 	org, err := src.org()
 	now := time.Now()
 	if err != nil || !h.s.find.new(src.id, f, now) {
 		return
 	}
-	d := f.detection(src.id, org, now, detail)
+	d := src.finding(f, org, now, detail)
 	if err := h.s.deps.Bus.Sender().Send(ctx, topics.Detections, d.Fingerprint, d); err != nil {
 		h.s.find.takeBack(src.id, f, now)
-		h.log.Warn("finding not written", "source", src.id, "finding", f.name, "error", err.Error())
+		h.log.Warn("finding not written", "source", src.id, "finding", f.Name, "error", err.Error())
 		return
 	}
-	h.s.m.findings.With(src.id, f.name).Inc()
-	h.log.Warn("finding raised", "source", src.id, "finding", f.name, "title", f.title, "detail", detail)
-	src.hookNote(func(s *hookState) { s.warn.add(now, f.warning(now, detail)) })
+	h.s.m.findings.With(src.id, f.Name).Inc()
+	h.log.Warn("finding raised", "source", src.id, "finding", f.Name, "title", f.Title, "detail", detail)
+	src.hookNote(func(s *hookState) { s.warn.add(now, warningOf(f, now, detail)) })
 	src.hookNews()
 }
 

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/oktawatch/oktawatch/pkg/bus/bustest"
+	"github.com/oktawatch/oktawatch/pkg/finding"
 	"github.com/oktawatch/oktawatch/pkg/oktasim"
 	"github.com/oktawatch/oktawatch/pkg/record"
 	"github.com/oktawatch/oktawatch/pkg/topics"
@@ -192,9 +193,9 @@ func TestHookAnswers(t *testing.T) {
 	if len(letters) != 8 {
 		t.Errorf("%d dead letters, want 8", len(letters))
 	}
-	for _, f := range []finding{findHook401, findHook413, findOversize} {
-		if n := len(x.findings(f.name)); n != 1 {
-			t.Errorf("%d findings %s, want 1", n, f.name)
+	for _, f := range []finding.Finding{findHook401, findHook413, findOversize} {
+		if n := len(x.findings(f.Name)); n != 1 {
+			t.Errorf("%d findings %s, want 1", n, f.Name)
 		}
 	}
 	in.stop(t)
@@ -253,7 +254,7 @@ func TestHookRotation(t *testing.T) {
 			return err
 		}
 		time.Sleep(200 * time.Millisecond)
-		if len(x.findings(findHook401.name)) != 1 {
+		if len(x.findings(findHook401.Name)) != 1 {
 			return fmt.Errorf("no finding yet: %v", x.org.Truth().Summary().Hooks)
 		}
 		if len(x.raws()) == before {
@@ -311,7 +312,7 @@ func TestHookMaximum(t *testing.T) {
 	}
 	x.start("a", x.config(roleHook))
 	bustest.Until(t, 20*time.Second, func() error {
-		for _, d := range x.findings(findHookSetup.name) {
+		for _, d := range x.findings(findHookSetup.Name) {
 			if strings.Contains(d.Title+d.Context["detail"], "25 of 25 in use") {
 				return nil
 			}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/oktawatch/oktawatch/pkg/bus"
+	"github.com/oktawatch/oktawatch/pkg/finding"
 	"github.com/oktawatch/oktawatch/pkg/record"
 	"github.com/oktawatch/oktawatch/pkg/topics"
 )
@@ -295,8 +296,8 @@ func (p *poller) commit(ctx context.Context, org string, pg page, full bool, mos
 	var found *record.Detection
 	if len(big) > 0 && p.s.find.new(p.src.id, findOversize, now) {
 		detail := fmt.Sprintf("%d bytes, uuid %s", biggest(raws), big[0])
-		found = findOversize.detection(p.src.id, org, now, detail, big[0])
-		warn.add(now, findOversize.warning(now, detail))
+		found = p.src.finding(findOversize, org, now, detail, big[0])
+		warn.add(now, warningOf(findOversize, now, detail))
 	}
 	st.Warnings = warn.list
 	due := found != nil || st.State != p.told || now.Sub(p.beat) >= beatEvery
@@ -345,7 +346,7 @@ func (p *poller) commit(ctx context.Context, org string, pg page, full bool, mos
 		p.s.m.oversize.With(p.src.id, wayPoller).Add(float64(len(big)))
 	}
 	if found != nil {
-		p.s.m.findings.With(p.src.id, findOversize.name).Inc()
+		p.s.m.findings.With(p.src.id, findOversize.Name).Inc()
 	}
 	if cur.Through != nil {
 		p.s.m.through.With(p.src.id).Set(float64(cur.Through.UnixMilli()) / 1000)
@@ -503,13 +504,13 @@ func (p *poller) writeStatus(ctx context.Context) error {
 }
 
 // raise writes a finding once a day, with the status that remembers it.
-func (p *poller) raise(ctx context.Context, org string, f finding, detail string) error {
+func (p *poller) raise(ctx context.Context, org string, f finding.Finding, detail string) error {
 	now := time.Now()
 	if !p.s.find.new(p.src.id, f, now) {
 		return p.tell(ctx)
 	}
-	d := f.detection(p.src.id, org, now, detail)
-	p.warn.add(now, f.warning(now, detail))
+	d := p.src.finding(f, org, now, detail)
+	p.warn.add(now, warningOf(f, now, detail))
 	p.st.HeartbeatAt, p.st.Warnings = milli(now), p.warn.list
 	err := p.write(ctx, func(out *bus.Emit) error {
 		if err := out.Put(topics.Detections, d.Fingerprint, d); err != nil {
@@ -521,7 +522,7 @@ func (p *poller) raise(ctx context.Context, org string, f finding, detail string
 		p.s.find.takeBack(p.src.id, f, now)
 		return err
 	}
-	p.s.m.findings.With(p.src.id, f.name).Inc()
+	p.s.m.findings.With(p.src.id, f.Name).Inc()
 	p.beat, p.told = now, p.st.State
 	return nil
 }

@@ -168,7 +168,7 @@ func TestOversizeEventInPage(t *testing.T) {
 			t.Errorf("event %q is missing", u)
 		}
 	}
-	f := x.findings(findOversize.name)
+	f := x.findings(findOversize.Name)
 	if len(f) != 1 || f[0].Kind != "source_health" || f[0].SourceID != "acme" || !slices.Equal(f[0].EvidenceUUIDs, []string{"u-big"}) {
 		t.Errorf("findings %v", f)
 	}
@@ -188,7 +188,7 @@ func TestCursorRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	bustest.Until(t, 20*time.Second, func() error {
-		if n := len(x.findings(findGap.name)); n != 1 {
+		if n := len(x.findings(findGap.Name)); n != 1 {
 			return fmt.Errorf("%d gap findings", n)
 		}
 		return x.complete(wayPoller, 2) // those of the overlap come twice
@@ -201,7 +201,7 @@ func TestTokenRefusedAndReplaced(t *testing.T) {
 	cfg.Sources[0].TokenFile = x.put("changing", "00a-token-okta-does-not-know")
 	in := x.start("a", cfg)
 	bustest.Until(t, 20*time.Second, func() error {
-		if n := len(x.findings(findToken.name)); n != 1 {
+		if n := len(x.findings(findToken.Name)); n != 1 {
 			return fmt.Errorf("%d findings", n)
 		}
 		if err := in.ready(t.Context()); err == nil || !strings.Contains(err.Error(), "401") {
@@ -231,7 +231,7 @@ func TestTokenRefusedAndReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	bustest.Until(t, 20*time.Second, func() error { return errors.Join(x.complete(wayPoller, 1), in.ready(t.Context())) })
-	if n := len(x.findings(findToken.name)); n != 1 {
+	if n := len(x.findings(findToken.Name)); n != 1 {
 		t.Errorf("%d findings, want 1", n)
 	}
 	x.noSecrets()
