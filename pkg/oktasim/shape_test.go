@@ -13,10 +13,10 @@ import (
 	"time"
 )
 
-// documented are the paths of testdata/logevent-fields.csv and the objects around them.
+// documented are the paths of ../record/testdata/logevent-fields.csv and the objects around them.
 func documented(t testing.TB) map[string]bool {
 	t.Helper()
-	f, err := os.Open("testdata/logevent-fields.csv")
+	f, err := os.Open("../record/testdata/logevent-fields.csv")
 	if err != nil {
 		t.Fatal(err)
 	}
