@@ -102,6 +102,6 @@ func (t *tool) root() *cobra.Command {
 		}
 		return nil
 	}
-	root.AddCommand(t.up(), t.sim(), t.topics(), t.schemas(), t.rules(), t.status(), t.configuration(), t.healthcheck(), t.version())
+	root.AddCommand(t.up(), t.sim(), t.topics(), t.schemas(), t.rules(), t.detections(), t.status(), t.configuration(), t.healthcheck(), t.version())
 	return root
 }

@@ -2,6 +2,7 @@ package oktawatch
 
 import (
 	"os"
+	"regexp"
 	"testing"
 	"time"
 
@@ -39,6 +40,22 @@ func TestScripts(t *testing.T) {
 					time.Sleep(200 * time.Millisecond)
 				}
 				ts.Fatalf("%v: still %v after 30 s", args, err)
+			},
+			// prints runs a program until it prints what a pattern asks for; the pattern's first group becomes $FOUND.
+			"prints": func(ts *testscript.TestScript, neg bool, args []string) {
+				if neg || len(args) < 2 {
+					ts.Fatalf("usage: prints pattern program [args...]")
+				}
+				pattern := regexp.MustCompile("(?m)" + args[0])
+				for range 150 {
+					_ = ts.Exec(args[1], args[2:]...) //nolint:errcheck // what it printed is asked
+					if m := pattern.FindStringSubmatch(ts.ReadFile("stdout")); m != nil {
+						ts.Setenv("FOUND", m[len(m)-1])
+						return
+					}
+					time.Sleep(200 * time.Millisecond)
+				}
+				ts.Fatalf("%v: does not print %s within 30 s", args[1:], args[0])
 			},
 		},
 	})
