@@ -2,6 +2,7 @@ package rules
 
 import (
 	"io/fs"
+	"os"
 	"path"
 	"slices"
 	"testing"
@@ -100,5 +101,48 @@ func TestSchemaNamesKinds(t *testing.T) {
 	}
 	if len(def) != len(rule.Kinds()) {
 		t.Errorf("kinds of the schema: %v", def)
+	}
+}
+
+// TestSchemaTakesExamples holds the schema against the examples of the language's page, which have every kind.
+func TestSchemaTakesExamples(t *testing.T) {
+	sch := schema(t)
+	dir := os.DirFS("../pkg/ruletest/testdata/examples/pack")
+	names, err := fs.Glob(dir, "*.yaml")
+	if err != nil || len(names) < 9 {
+		t.Fatal(names, err)
+	}
+	for _, name := range names {
+		src, err := fs.ReadFile(dir, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		doc, problems := rule.Document(name, src)
+		if len(problems) > 0 {
+			t.Error(problems)
+		} else if err := sch.Validate(doc); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name, detection := range map[string]string{
+		"no window":   "{kind: aggregate, having: 'true'}",
+		"two in one":  "{kind: aggregate, window: 5m, having: 'true', aggregates: {a: {count: 'true', distinct: x}}}",
+		"count taken": "{kind: aggregate, window: 5m, having: 'true', aggregates: {count: {count: 'true'}}}",
+		"no steps":    "{kind: sequence, window: 5m}",
+		"no memory":   "{kind: first_seen}",
+		"other key":   "{kind: first_seen, memory: 5m, window: 5m}",
+		"not counted": "{kind: sequence, window: 5m, steps: [{id: a, where: 'true'}, {id: b, where: 'true', not: true, count: 2}]}",
+	} {
+		text := "id: x\ntitle: X\nseverity: low\ndetection: " + detection + "\n"
+		doc, problems := rule.Document("x.yaml", []byte(text))
+		if len(problems) > 0 {
+			t.Fatal(problems)
+		}
+		if sch.Validate(doc) == nil {
+			t.Errorf("%s: the schema takes it", name)
+		}
+		if _, problems := rule.Parse("x.yaml", []byte(text)); len(problems) == 0 {
+			t.Errorf("%s: the loader takes it", name)
+		}
 	}
 }

@@ -690,6 +690,10 @@ func (s *State) Restored() {
 				g := m.groups[id]
 				slices.SortFunc(g.events, func(a, b held) int { return a.order(&b) })
 				slices.SortFunc(g.seen, func(a, b sighting) int { return strings.Compare(a.sub, b.sub) })
+				g.buckets = slices.DeleteFunc(g.buckets, func(b bucket) bool {
+					n := len(b.keys)
+					return len(b.nums) != n+1 || m.c != nil && n != len(m.c.AggregateTypes)
+				})
 				slices.SortFunc(g.buckets, func(a, b bucket) int { return cmp.Compare(a.start, b.start) })
 				g.due = never
 				s.schedule(g, ever+1)
