@@ -59,6 +59,7 @@ type Service struct {
 	windowed   atomic.Bool    // a windowed rule has been loaded since the start: time must go on
 	clocks     sync.WaitGroup // what clocks do beside the stage
 	evidence   evidence
+	second     func() bool   // a rule in force reads what others found: there is a second time
 	patience   time.Duration // with a Match of a rule that is not loaded
 
 	mu   sync.Mutex
@@ -109,6 +110,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	s.newWindows = func(set *rule.Set, o engine.Observer) windows {
 		return engine.NewState(set, engine.WithTopic(topics.SystemLog.Name), engine.WithStateObserver(o))
 	}
+	s.second = func() bool { return false } // no kind does yet
 	if builtin {
 		s.pack = deps.Pack
 	}
@@ -244,6 +246,3 @@ func (s *Service) lately() []*rule.Set {
 	defer s.mu.Unlock()
 	return slices.Clone(s.sets)
 }
-
-// readsDetections tells whether a rule in force reads what others found.
-func (s *Service) readsDetections() bool { return false }

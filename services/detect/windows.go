@@ -70,7 +70,7 @@ func (s *Service) newStateTask(partition int32) (bus.Task, error) {
 		}
 	}
 	if partition == 0 {
-		t.clock = newClock(s.bus, s.log, &s.clocks, s.readsDetections)
+		t.clock = newClock(s.bus, s.log, &s.clocks, s.second)
 	}
 	return t, nil
 }

@@ -32,6 +32,7 @@ import (
 // transaction that did not happen: they are then not 1, 2, 3. What the clock has passed is late; a group ends when the clock passes its
 // last event by a minute.
 type tally struct {
+	o      engine.StateObserver
 	groups bus.Overlay[string, group]
 	clocks bus.Overlay[string, int64]
 	out    engine.Output
@@ -86,6 +87,9 @@ func (t *tally) Apply(m *record.Match) error {
 	g, _ := t.groups.Get(key)
 	if slices.Contains(g.UUIDs, m.UUID) {
 		return nil
+	}
+	if m.Group == "limited" {
+		t.o.Limited(m.RuleID, "told to")
 	}
 	g.Org, g.Lane, g.Rule = m.Org, m.Lane, m.RuleID
 	g.Updates++
@@ -180,7 +184,7 @@ func tallying(b *bus.Bus) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.newWindows = func(*rule.Set, engine.Observer) windows { return new(tally) }
+	s.newWindows = func(_ *rule.Set, o engine.Observer) windows { return &tally{o: o.(engine.StateObserver)} } //nolint:forcetypeassert // it is
 	s.windowed.Store(true)
 	return s, nil
 }
@@ -191,7 +195,7 @@ func spawn(t *testing.T, b *bustest.Broker, instance string) *exec.Cmd {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(self) //nolint:noctx // killed by the test
+	cmd := exec.Command(self)
 	cmd.Env = append(os.Environ(), childSeeds+"="+strings.Join(b.Seeds, ","), childRegistry+"="+b.RegistryURL, childPrefix+"="+b.Prefix, childInstance+"="+instance)
 	if os.Getenv("BUSTEST_LOG") != "" {
 		cmd.Stderr = os.Stderr
@@ -446,6 +450,61 @@ func TestUnknownRule(t *testing.T) {
 	})
 }
 
+// TestLimitIsToldOnceADay: a rule that is over its limit is a finding, once for a partition and day.
+func TestLimitIsToldOnceADay(t *testing.T) {
+	r := newStateRig(t)
+	stop := r.start("one", nil)
+	health := func(updates int) {
+		t.Helper()
+		bustest.Until(t, 20*time.Second, func() error {
+			kinds := map[string]int{}
+			for _, d := range r.found() {
+				kinds[d.Kind]++
+			}
+			if kinds["rule_health"] != 1 || kinds["aggregate"] != updates {
+				return fmt.Errorf("%v, want one finding and %d others", kinds, updates)
+			}
+			return nil
+		})
+	}
+	r.match(match("00oA", "limited", 1, at))
+	health(1)
+	r.match(match("00oA", "limited", 2, at.Add(time.Second)))
+	health(2)
+	stop()
+	r.start("two", nil)
+	r.match(match("00oA", "limited", 3, at.Add(2*time.Second)))
+	health(3)
+}
+
+// TestSecondTime: where rules read what others found, a second time follows the first when the state stage has passed that everywhere.
+func TestSecondTime(t *testing.T) {
+	r := newStateRig(t)
+	r.start("one", func(s *Service) { s.second = func() bool { return true } })
+	for i := range 3 {
+		through := at.Add(time.Duration(i) * time.Minute)
+		r.cursor("acme", "00oA", liveLane, pollKind, through, false)
+		bustest.Until(t, 20*time.Second, func() error {
+			for n, ms := range r.clocks() {
+				if len(ms) == 0 || ms[len(ms)-1].Clock != secondClock || !ms[len(ms)-1].Through.Equal(through) {
+					return fmt.Errorf("partition %d: %+v", n, ms)
+				}
+			}
+			if n := len(r.clocks()); n != topics.EmbeddedPartitions {
+				return fmt.Errorf("%d partitions have a clock", n)
+			}
+			return nil
+		})
+	}
+	for n, ms := range r.clocks() {
+		for i, m := range ms {
+			if want := int32(i%2 + 1); m.Clock != want || !m.Through.Equal(at.Add(time.Duration(i/2)*time.Minute)) {
+				t.Errorf("partition %d: %d. is clock %d at %v", n, i+1, m.Clock, m.Through)
+			}
+		}
+	}
+}
+
 // TestEvidenceIsReadBack fills in the events' texts from where they lie, and says so where retention took them.
 func TestEvidenceIsReadBack(t *testing.T) {
 	r := newStateRig(t)
@@ -494,7 +553,7 @@ func TestEvidenceIsReadBack(t *testing.T) {
 // each of its events once, and its updates 1, 2, 3.
 func TestStateSurvives(t *testing.T) {
 	r := newStateRig(t)
-	const groups, each = 12, 60
+	const groups, each = 12, 100
 	members := map[string]*exec.Cmd{"a": spawn(t, r.b, "a"), "b": spawn(t, r.b, "b")}
 	stop := make(chan struct{})
 	killed := make(chan int, 1)
@@ -506,7 +565,7 @@ func TestStateSurvives(t *testing.T) {
 			select {
 			case <-stop:
 				return
-			case <-time.After(time.Duration(300+rnd.IntN(900)) * time.Millisecond):
+			case <-time.After(time.Duration(150+rnd.IntN(500)) * time.Millisecond):
 			}
 			name := []string{"a", "b"}[rnd.IntN(2)]
 			kill(members[name])
