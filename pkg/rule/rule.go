@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/oktawatch/oktawatch/pkg/record"
 )
 
 // Mode says what becomes of a rule's detections.
@@ -34,7 +36,7 @@ const (
 	Critical
 )
 
-var severities = []string{"info", "low", "medium", "high", "critical"}
+var severities = record.Severities()
 
 // String is the word the rule file uses.
 func (s Severity) String() string {

@@ -155,8 +155,9 @@ func newReceiver(rc Receiver, deps sink.Deps) (*receiver, error) {
 	}
 	least := 1
 	if rc.MinSeverity != "" {
-		if least = slices.Index(severities[:], rc.MinSeverity); least < 1 {
-			return nil, fmt.Errorf("min_severity: %q is none of %s", rc.MinSeverity, strings.Join(severities[1:], ", "))
+		names := record.Severities()
+		if least = 1 + slices.Index(names, rc.MinSeverity); least < 1 {
+			return nil, fmt.Errorf("min_severity: %q is none of %s", rc.MinSeverity, strings.Join(names, ", "))
 		}
 	}
 	raw := []byte("{}")
@@ -183,10 +184,6 @@ func (s *Service) receiver(name string) *receiver {
 	}
 	return nil
 }
-
-var severities = [...]string{"", "info", "low", "medium", "high", "critical"}
-
-func severityName(n int32) string { return severities[min(max(n, 1), 5)] }
 
 const stopWait = 5 * time.Second // for deliveries under way at a clean stop
 

@@ -24,7 +24,7 @@ func forPeople(a *alertState, d *record.Detection, test bool) sink.Alert {
 	r := &a.Alert
 	m := newMasker(r.Users, r.DedupKey)
 	out := sink.Alert{
-		ID: r.ID, Title: clip(m.text(r.Title), shownTitle), Severity: severityName(r.Severity), SeverityLevel: int(r.Severity), Status: r.Status,
+		ID: r.ID, Title: clip(m.text(r.Title), shownTitle), Severity: record.SeverityName(r.Severity), SeverityLevel: int(r.Severity), Status: r.Status,
 		Org: r.Org, TestOrg: test, Backfill: r.Backfill, Rules: first(r.RuleIDs), DedupKey: m.list(first(r.DedupKey)), Users: m.list(first(r.Users)),
 		Addresses: first(r.Addresses), Apps: first(r.Apps), Devices: first(r.Devices), DetectionCount: r.DetectionCount, EventCount: r.EventCount,
 		FirstTime: r.FirstTime, LastTime: r.LastTime, Published: a.Pub, Via: a.Via, Techniques: first(r.Techniques), Tags: first(r.Tags),
