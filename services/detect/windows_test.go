@@ -771,21 +771,21 @@ detection:
 func last(ds []*record.Detection) map[string]string {
 	updates := map[string]*record.Detection{}
 	for _, d := range ds {
-		if u := updates[d.ID]; u == nil || d.Update > u.Update {
-			updates[d.ID] = d
+		if u := updates[d.Lane+" "+d.ID]; u == nil || d.Update > u.Update {
+			updates[d.Lane+" "+d.ID] = d
 		}
 	}
 	out := map[string]string{}
 	for id, d := range updates {
 		if !d.Withdrawn {
-			out[id] = fmt.Sprint(d.RuleID, d.Severity, d.Title, d.FirstTime, d.LastTime, d.EventCount, d.EvidenceUUIDs, d.Users, d.Addresses, d.Fingerprint, d.Final)
+			out[id] = fmt.Sprint(d.RuleID, d.Severity, d.Title, d.FirstTime, d.LastTime, d.EventCount, d.EvidenceUUIDs, d.Users, d.Addresses, d.Fingerprint, d.Final, d.Backfill)
 		}
 	}
 	return out
 }
 
 // TestSameAsAtOnce sends events of half an hour out of order, twice, and as partial and complete copies, while the time goes on behind
-// them and members come and go, and ends the lane: what was found is what the same engine finds in all events at once.
+// them and members come and go, in two lanes side by side, and ends the lanes: what was found is what the same engine finds in all events at once.
 func TestSameAsAtOnce(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range kindRules {
@@ -802,6 +802,13 @@ func TestSameAsAtOnce(t *testing.T) {
 	for seed := range seeds {
 		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) { sameAsAtOnce(t, dir, seed) })
 	}
+}
+
+// inPast is the event as a run over the past brings it.
+func inPast(log *record.SystemLog) *record.SystemLog {
+	past := *log
+	past.Derived.Lane, past.Derived.Backfill = "run1", true
+	return &past
 }
 
 // atOnce judges events in their order, each once, without Kafka.
@@ -869,7 +876,9 @@ func sameAsAtOnce(t *testing.T, dir string, seed uint64) {
 	}
 	join()
 	r.cursor("acme", "eval", liveLane, pollKind, all[0].Derived.Time, false)
+	r.cursor("acme/run1", "eval", "run1", backfillKind, all[0].Derived.Time, false)
 	r.awaitClock("eval", liveLane, all[0].Derived.Time, false)
+	r.awaitClock("eval", "run1", all[0].Derived.Time, false)
 
 	// Each event somewhere in the next 20 (3.6 minutes), a third of them once more, a third as a partial copy first.
 	type sending struct {
@@ -900,6 +909,7 @@ func sameAsAtOnce(t *testing.T, dir string, seed uint64) {
 	slices.SortStableFunc(sendings, func(a, b sending) int { return cmp.Compare(a.at, b.at) })
 	for i, s := range sendings {
 		r.put(topics.SystemLog, "eval/"+s.log.Actor.AlternateID, s.log)
+		r.put(topics.SystemLog, "eval/"+s.log.Actor.AlternateID, inPast(s.log))
 		switch {
 		case i%40 == 39: // everything before has come, but for what comes again
 			first := s.log.Derived.Time
@@ -909,6 +919,9 @@ func sameAsAtOnce(t *testing.T, dir string, seed uint64) {
 				}
 			}
 			r.cursor("acme", "eval", liveLane, pollKind, first.Add(-time.Millisecond), false)
+			if i%80 == 79 {
+				r.cursor("acme/run1", "eval", "run1", backfillKind, first.Add(-time.Second), false)
+			}
 		case rnd.IntN(30) == 0 && len(members) < 3:
 			join()
 		case rnd.IntN(40) == 0 && len(members) > 1:
@@ -920,6 +933,7 @@ func sameAsAtOnce(t *testing.T, dir string, seed uint64) {
 	}
 	end := all[len(all)-1].Derived.Time
 	r.cursor("acme", "eval", liveLane, pollKind, end, true)
+	r.cursor("acme/run1", "eval", "run1", backfillKind, end, true)
 
 	l, err := rule.NewLoader()
 	if err != nil {
@@ -929,7 +943,11 @@ func sameAsAtOnce(t *testing.T, dir string, seed uint64) {
 	if err != nil || len(problems) > 0 {
 		t.Fatal(problems, err)
 	}
-	at := atOnce(t, set, all)
+	var past []*record.SystemLog
+	for _, log := range all {
+		past = append(past, inPast(log))
+	}
+	at := slices.Concat(atOnce(t, set, all), atOnce(t, set, past))
 	want := last(at)
 	kinds := map[string]int{}
 	for _, d := range at {
@@ -956,7 +974,7 @@ func sameAsAtOnce(t *testing.T, dir string, seed uint64) {
 	}
 	once := map[string]bool{}
 	for _, d := range found {
-		u := fmt.Sprint(d.ID, d.Update)
+		u := fmt.Sprint(d.Lane, d.ID, d.Update)
 		if once[u] {
 			t.Errorf("update %d of %s is there twice", d.Update, d.ID)
 		}
