@@ -52,8 +52,6 @@ var agents = []agent{
 
 var oddAgent = agent{"Mozilla/5.0 (X11; Linux x86_64; rv:109.0) Gecko/20100101 Firefox/115.0", "Linux", "FIREFOX", "Computer"}
 
-var scriptAgent = agent{"python-requests/2.32.3", "Unknown", "UNKNOWN", "Unknown"}
-
 var (
 	firstNames = []string{"Aoife", "Bruno", "Chloé", "Daniel", "Emeka", "Fatima", "Grace", "Hiroshi", "Ines", "Jakub", "Kavya", "Liam", "Marta", "Nora", "Oscar", "Priya", "Quentin", "Rosa", "Samuel", "Tomasz", "Uma", "Viktor", "Wen", "Ximena", "Yara", "Zoë"}
 	lastNames  = []string{"Adeyemi", "Brandt", "Costa", "Dvořák", "Eriksen", "Fischer", "García", "Hughes", "Ivanov", "Jansen", "Kowalski", "Laurent", "Murphy", "Nakamura", "O'Neill", "Patel", "Quinn", "Rossi", "Sato", "Tran", "Ueda", "Vega", "Walsh", "Xu", "Young", "Zhang"}
@@ -98,14 +96,14 @@ func (p *person) name() string { return p.first + " " + p.last }
 
 // device is a machine enrolled with Okta Verify.
 type device struct {
-	num                               int
-	id, name, platform, version       string // platform as the Devices API spells it
-	serial, udid                      string
-	owner                             *person
-	managed                           bool
-	encryption, lock                  string
-	created, changed                  time.Time
-	status, model, manufacturer, sdid string
+	num                         int
+	id, name, platform, version string // platform as the Devices API spells it
+	serial, udid                string
+	owner                       *person
+	managed                     bool
+	encryption, lock            string
+	created, changed            time.Time
+	status, model, manufacturer string
 }
 
 type app struct{ id, name, label, mode, instance string }

@@ -64,11 +64,6 @@ type program struct {
 	env  *cel.Env // to trace it
 }
 
-// names are the variables that expressions of one place may use beside event.
-type names struct {
-	kinds map[string]string // "vars.x" to what stands in messages; all names that exist, for hints
-}
-
 // compile parses, checks and plans one expression. It reports what is wrong into the expression's document.
 func (l *language) compile(env *cel.Env, e Expr, what string, want ...*types.Type) *program {
 	d := e.at.doc

@@ -80,9 +80,6 @@ func (a *Admin) Stopping() {
 	a.stopping = true
 }
 
-// Handler is the whole port.
-func (a *Admin) Handler() http.Handler { return a.mux }
-
 // Serve answers on ln (nil: nowhere) and watches the checks until ctx ends.
 func (a *Admin) Serve(ctx context.Context, ln net.Listener) {
 	var wg sync.WaitGroup

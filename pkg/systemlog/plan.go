@@ -34,8 +34,6 @@ const (
 	kindOpen
 )
 
-var kindNames = [...]string{"text", "integer", "number", "boolean", "time", "object", "array", "array", "object"}
-
 // field says how one member of a JSON object becomes one field of a record.
 type field struct {
 	path    string // Okta's, for findings

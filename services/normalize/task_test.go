@@ -156,7 +156,7 @@ func TestCopiesInAnyOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		task := newTask(s, nil, 0)
 		var changelog [][]byte
-		type written struct{ copies, last []bool }
+		type written struct{ copies []bool }
 		all := map[string]*written{}
 		complete := map[string]bool{}
 		for range rapid.IntRange(1, 20).Draw(t, "batches") {

@@ -117,11 +117,6 @@ func (d Detection) String() string {
 	return fmt.Sprintf("%s %d..%d severity %d %q events %v users %v final %v", d.ID, d.First, d.Last, d.Severity, d.Title, d.Events, d.Users, d.Final)
 }
 
-type keyed struct {
-	key map[string]string
-	e   *Event
-}
-
 // Judge gives every detection that the records make, when the rule's clock stands at clock and learning began at begin.
 func Judge(r *Rule, org string, records []*Event, begin, clock int64) []Detection {
 	records = append([]*Event(nil), records...)
