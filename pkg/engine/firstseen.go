@@ -13,7 +13,11 @@ func (s *State) firstSeen(g *group, from int64) {
 	c := m.c
 	memory := c.Detection.Memory.Milliseconds()
 	known := len(c.Detection.SeenBefore) > 0
-	last := make(map[string]int64, len(g.seen)+4)
+	if s.last == nil || len(s.last) > 1024 {
+		s.last = map[string]int64{}
+	}
+	clear(s.last)
+	last := s.last
 	part := int64(ever)
 	see := func(sub string, t int64) {
 		if old, ok := last[sub]; !ok || t > old {

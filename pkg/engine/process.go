@@ -214,8 +214,12 @@ func (s *State) join(g *group) []cand {
 	period := g.m.period()
 	long := max(dayMS, period)
 	var out []cand
-	open := map[string]int{}
-	for _, id := range sortedKeys(g.dets) {
+	many := len(g.m.c.Detection.SeenBefore) > 0 // keys within the group
+	var open map[string]int
+	if many || g.truncated {
+		open = map[string]int{}
+	}
+	for _, id := range s.carried(g) {
 		d := g.dets[id]
 		if len(d.carry) == 0 || d.final || d.withdrawn {
 			continue
@@ -235,7 +239,7 @@ func (s *State) join(g *group) []cand {
 	for i := range g.hits {
 		h := &g.hits[i]
 		at := lastAt
-		if h.sub != lastSub || at < 0 {
+		if many && (h.sub != lastSub || at < 0) {
 			var ok bool
 			if at, ok = open[h.sub]; !ok {
 				at = -1
@@ -248,13 +252,23 @@ func (s *State) join(g *group) []cand {
 			at = len(out)
 			out = append(out, cand{sub: h.sub, first: h.at, last: h.at, hits: []int32{int32(i)}}) //nolint:gosec // at most maxHeld
 		}
-		open[h.sub] = at
+		if many {
+			open[h.sub] = at
+		}
 		lastSub, lastAt = h.sub, at
 	}
 	for i := range out {
 		out[i].id = s.detectionID(g, out[i])
 	}
 	return out
+}
+
+// carried are the detections that may be carried on: none in a group that was never cut.
+func (s *State) carried(g *group) []string {
+	if !g.truncated {
+		return nil
+	}
+	return sortedKeys(g.dets)
 }
 
 // subOf is the key within the group that a carried detection is of.
@@ -304,10 +318,16 @@ func floorDiv(a, b int64) int64 {
 func (s *State) reconcile(g *group, cands []cand, from int64) {
 	m := g.m
 	period := m.period()
-	live := make(map[string]bool, len(cands))
+	live := func(id string) bool { return slices.ContainsFunc(cands, func(c cand) bool { return c.id == id }) }
+	if len(cands) > fewEvents {
+		ids := make(map[string]bool, len(cands))
+		for _, c := range cands {
+			ids[c.id] = true
+		}
+		live = func(id string) bool { return ids[id] }
+	}
 	for _, c := range cands {
 		id := c.id
-		live[id] = true
 		old, known := g.dets[id]
 		if known && old.final && !old.withdrawn {
 			continue
@@ -339,7 +359,7 @@ func (s *State) reconcile(g *group, cands []cand, from int64) {
 	}
 	for _, id := range sortedKeys(g.dets) {
 		old := g.dets[id]
-		if live[id] || old.withdrawn || old.final {
+		if live(id) || old.withdrawn || old.final {
 			continue
 		}
 		old.update++

@@ -68,6 +68,7 @@ type State struct {
 	sum      hasher
 	nums     []int32
 	buf      []byte
+	last     map[string]int64
 	from     int64 // hits before it are as they were
 }
 
