@@ -63,6 +63,7 @@ func (p *Process) Ready(name string, check func(ctx context.Context) error) {
 }
 
 // Config fills cfg, a pointer, from the section of the file, the environment and the command line that is named like the process.
+// A cfg that has a method FromEnv then takes what the environment says under other names, such as OKTA_ORG_URL.
 func (p *Process) Config(cfg any) error {
 	if err := p.load(cfg); err != nil {
 		return err
@@ -195,6 +196,11 @@ func (m program) main(ctx context.Context, run func(ctx context.Context, p *Proc
 			return err
 		}
 		reflect.ValueOf(into).Elem().Set(w.Elem().Field(0))
+		if c, ok := into.(interface {
+			FromEnv(getenv func(string) string)
+		}); ok {
+			c.FromEnv(func(name string) string { return getenv(m.environ, name) })
+		}
 		return nil
 	}
 	switch f.command {

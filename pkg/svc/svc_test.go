@@ -380,6 +380,22 @@ func TestConfigPrint(t *testing.T) {
 	}
 }
 
+// named is a section that takes a name from the environment.
+type named struct {
+	Name string `yaml:"name"`
+}
+
+func (n *named) FromEnv(getenv func(string) string) { n.Name += getenv("THEIR_NAME") }
+
+func TestConfigPrintShowsTheEnvironment(t *testing.T) {
+	s := start(t, []string{"THEIR_NAME=acme"}, func(_ context.Context, p *Process) error { return p.Config(new(named)) },
+		"config", "print", "--set", "ingest.name=our ")
+	s.wait(t, ExitOK)
+	if !strings.Contains(s.out.String(), "name: our acme\n") {
+		t.Errorf("the name is missing:\n%s", s.out.String())
+	}
+}
+
 func TestSecondSignal(t *testing.T) {
 	never := make(chan struct{})
 	defer close(never)

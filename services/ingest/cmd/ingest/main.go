@@ -3,7 +3,6 @@ package main
 
 import (
 	"context"
-	"os"
 
 	"github.com/oktawatch/oktawatch/pkg/svc"
 	"github.com/oktawatch/oktawatch/services/ingest"
@@ -16,7 +15,6 @@ func run(ctx context.Context, p *svc.Process) error {
 	if err := p.Config(&cfg); err != nil {
 		return err
 	}
-	cfg.FromEnv(os.Getenv)
 	s, err := ingest.New(cfg, ingest.Deps{Log: p.Log, Bus: p.Bus, Metrics: p.Metrics, Ready: p.Ready})
 	if err != nil {
 		return svc.BadConfig(err)
