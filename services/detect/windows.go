@@ -12,6 +12,7 @@ import (
 
 	"github.com/oktawatch/oktawatch/pkg/bus"
 	"github.com/oktawatch/oktawatch/pkg/engine"
+	"github.com/oktawatch/oktawatch/pkg/finding"
 	"github.com/oktawatch/oktawatch/pkg/record"
 	"github.com/oktawatch/oktawatch/pkg/rule"
 	"github.com/oktawatch/oktawatch/pkg/topics"
@@ -200,15 +201,15 @@ func (t *stateTask) strange(m bus.Message, match *record.Match, w *judged, err e
 }
 
 // tell raises a finding of a rule, once a day.
-func (t *stateTask) tell(out *bus.Emit, f finding, org, ruleID, detail string, at time.Time) error {
+func (t *stateTask) tell(out *bus.Emit, f finding.Finding, org, ruleID, detail string, at time.Time) error {
 	day := at.UTC().Format(time.DateOnly)
-	key := toldPrefix + f.name + "\x00" + org + "\x00" + ruleID
+	key := toldPrefix + f.Name + "\x00" + org + "\x00" + ruleID
 	if last, _ := t.told.Get(key); last >= day {
 		return nil
 	}
 	t.told.Put(key, day)
 	out.State([]byte(key), []byte(day))
-	d := f.detection(org, ruleID, detail, t.partition, at)
+	d := f.Detection(aboutRule(f, org, ruleID, detail, t.partition, at))
 	if err := out.Put(topics.Detections, d.Fingerprint, d); err != nil {
 		return fmt.Errorf("tell of rule %s: %w", ruleID, err)
 	}
