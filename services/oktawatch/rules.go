@@ -179,7 +179,7 @@ func openInput(name string) (file io.ReaderAt, size int64, done func(), err erro
 			return nil, 0, nil, fmt.Errorf("read events: %w", err)
 		}
 	}
-	done = func() { f.Close() } //nolint:errcheck,gosec // only read
+	done = func() { f.Close() } //nolint:gosec // only read
 	st, err := f.Stat()
 	if err == nil && st.IsDir() {
 		err = fmt.Errorf("%s is a folder, name a file", name)
@@ -196,9 +196,9 @@ func openInput(name string) (file io.ReaderAt, size int64, done func(), err erro
 	if err != nil {
 		return nil, 0, nil, fmt.Errorf("read events: %w", err)
 	}
-	done2 := func() { tmp.Close() }               //nolint:errcheck,gosec // it is gone
+	done2 := func() { tmp.Close() }               //nolint:gosec // it is gone
 	if err := os.Remove(tmp.Name()); err != nil { // its name; what is in it stays as long as it is open
-		done2 = func() { tmp.Close(); os.Remove(tmp.Name()) } //nolint:errcheck,gosec // nothing more to do
+		done2 = func() { tmp.Close(); os.Remove(tmp.Name()) } //nolint:gosec // nothing more to do
 	}
 	if size, err = io.Copy(tmp, f); err != nil {
 		done2()
