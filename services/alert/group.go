@@ -375,7 +375,7 @@ func (t *task) command(ctx context.Context, m bus.Message, out writer) (command,
 func (t *task) write(a *alertState, out writer) error {
 	r := a.Alert
 	r.UpdatedAt = t.s.now()
-	r.TestOrg = t.s.isTest(r.Org)
+	r.TestOrg = t.isTest(a)
 	for range 16 {
 		b, err := r.AppendAvro(t.scratch[:0])
 		if err != nil {

@@ -46,6 +46,16 @@ func TestNotificationsMaskWhatIsNoAccount(t *testing.T) {
 	}
 }
 
+func TestFindingSaysItIsAboutATestOrg(t *testing.T) {
+	task := newTask(sketch(t), 0) // knows no source yet
+	for fingerprint, labels := range map[string]map[string]string{"f1": {"test_org": "true"}, "f2": nil} {
+		task.detection(detection(fingerprint, "d-"+fingerprint, func(d *record.Detection) { d.Kind, d.Labels = "source_health", labels }))
+	}
+	if !task.isTest(task.dirty["f1.1"]) || task.isTest(task.dirty["f2.1"]) {
+		t.Error("test orgs are confused")
+	}
+}
+
 func TestLongListsAreCut(t *testing.T) {
 	d := detection("f1", "d1", func(d *record.Detection) {
 		d.Addresses = make([]string, 0, 1500)

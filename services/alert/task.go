@@ -188,13 +188,18 @@ func (t *task) isGone(r *receiver) bool {
 	return ok && print == r.print
 }
 
+// isTest says whether an alert is about a test org. A finding says so itself: it may come before the first status of its source.
+func (t *task) isTest(a *alertState) bool {
+	return a.Alert.Labels[finding.TestOrg] == "true" || t.s.isTest(a.Alert.Org)
+}
+
 // notify writes a row for each receiver that wants to know of a change.
 func (t *task) notify(a *alertState, kind string, d *record.Detection) {
 	t.s.m.changes.With(strings.TrimPrefix(kind, "alert.")).Inc()
 	now := t.s.now()
 	a.Sent++
 	n := sink.Notification{
-		Key: fmt.Sprintf("%s.%d", a.Alert.ID, a.Sent), Type: kind, At: now, Alert: forPeople(a, d, t.s.isTest(a.Alert.Org)),
+		Key: fmt.Sprintf("%s.%d", a.Alert.ID, a.Sent), Type: kind, At: now, Alert: forPeople(a, d, t.isTest(a)),
 	}
 	for _, r := range t.s.receivers {
 		// Who was once told of an alert is told of its end too, less severe or not.

@@ -122,6 +122,9 @@ func (src *source) finding(f finding.Finding, org string, now time.Time, detail 
 	}
 	d := f.Detection(about)
 	d.EventCount, d.EvidenceUUIDs = int64(len(uuids)), uuids
+	if src.want.TestOrg {
+		d.Labels = map[string]string{finding.TestOrg: "true"}
+	}
 	return d
 }
 

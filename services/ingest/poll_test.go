@@ -201,8 +201,12 @@ func TestTokenRefusedAndReplaced(t *testing.T) {
 	cfg.Sources[0].TokenFile = x.put("changing", "00a-token-okta-does-not-know")
 	in := x.start("a", cfg)
 	bustest.Until(t, 20*time.Second, func() error {
-		if n := len(x.findings(findToken.Name)); n != 1 {
-			return fmt.Errorf("%d findings", n)
+		found := x.findings(findToken.Name)
+		if len(found) != 1 {
+			return fmt.Errorf("%d findings", len(found))
+		}
+		if found[0].Labels["test_org"] != "true" {
+			t.Error("the finding does not say that the org is a test org")
 		}
 		if err := in.ready(t.Context()); err == nil || !strings.Contains(err.Error(), "401") {
 			return fmt.Errorf("readiness says %v", err) //nolint:errorlint // may be nil
