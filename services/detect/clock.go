@@ -181,6 +181,9 @@ func (c *clock) keep(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var tables []*bus.Table
+	c.mu.Lock()
+	clear(c.values)
+	c.mu.Unlock()
 	defer func() {
 		cancel()
 		for _, t := range tables {
@@ -240,6 +243,13 @@ func (c *clock) round(ctx context.Context, told map[lane]laneTime, handedOn map[
 			o.times[l] = t
 		}
 	}
+	for key := range handedOn { // its cursor is gone: nobody asks any more
+		org, name, _ := strings.Cut(strings.TrimPrefix(key, endedPrefix), "\x00")
+		if _, ok := now[lane{org, name}]; !ok {
+			o.back = append(o.back, key)
+		}
+	}
+	slices.Sort(o.back)
 	if len(o.times) == 0 {
 		return o
 	}
