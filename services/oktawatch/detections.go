@@ -532,7 +532,7 @@ func (t *tool) printShown(s *shown, explain bool) error {
 				Reason string `json:"reason"`
 			} `json:"outcome"`
 		}
-		_ = json.Unmarshal(e.JSON, &f) //nolint:errcheck // what is not there is shown as a dash
+		_ = json.Unmarshal(e.JSON, &f) // what is not there is shown as a dash
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", e.Time.UTC().Format(clock), visible(e.EventType, 80), dash(visible(account(cmp.Or(f.Actor.AlternateID, f.Actor.ID)), 60)),
 			dash(visible(f.Client.IPAddress, 60)), dash(visible(strings.TrimSpace(f.Outcome.Result+" "+f.Outcome.Reason), 60)), visible(e.UUID, 80), place(e))
 	}

@@ -2,7 +2,9 @@ package oktawatch
 
 import (
 	"os"
+	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -48,7 +50,7 @@ func TestScripts(t *testing.T) {
 				}
 				pattern := regexp.MustCompile("(?m)" + args[0])
 				for range 150 {
-					_ = ts.Exec(args[1], args[2:]...) //nolint:errcheck // what it printed is asked
+					_ = ts.Exec(args[1], args[2:]...) // what it printed is asked
 					if m := pattern.FindStringSubmatch(ts.ReadFile("stdout")); m != nil {
 						ts.Setenv("FOUND", m[len(m)-1])
 						return
@@ -59,4 +61,33 @@ func TestScripts(t *testing.T) {
 			},
 		},
 	})
+}
+
+// TestTryRulesIsPlayed sees to it that the page shows no command and no rule that its script does not try.
+func TestTryRulesIsPlayed(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "try-rules.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	script, err := os.ReadFile(filepath.Join("testdata", "script", "the_page_on_trying_rules.txtar"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	commands := 0
+	for line := range strings.Lines(string(page)) {
+		if line = strings.TrimSpace(line); !strings.HasPrefix(line, "oktawatch ") {
+			continue
+		}
+		commands++
+		if line = strings.ReplaceAll(line, " ID", " $FOUND"); !strings.Contains(string(script), line+"\n") {
+			t.Errorf("the script does not play %q", line)
+		}
+	}
+	if commands == 0 {
+		t.Error("the page shows no command")
+	}
+	_, rest, _ := strings.Cut(string(page), "```yaml\n")
+	if rule, _, ok := strings.Cut(rest, "```"); !ok || !strings.Contains(string(script), "-- mine/spray.yaml --\n"+rule+"-- ") {
+		t.Error("the rule of the page is not the rule of the script")
+	}
 }
