@@ -31,8 +31,7 @@ const MatchSchema = `{
     {"name": "seed", "type": "boolean", "default": false, "doc": "True for an event that only seeds state. Origin: the System Log record."},
     {"name": "backfill", "type": "boolean", "default": false, "doc": "True for an event of a backfill or replay. Origin: the System Log record."},
     {"name": "excepted", "type": "boolean", "default": false, "doc": "True when an exception of the rule names the event: negated steps and first_seen still see it. Origin: detect."},
-    {"name": "filters", "type": {"type": "array", "items": "string"}, "default": [], "doc": "Names of the steps, aggregates and learn_from of the rule whose filter is true for the event. Origin: detect."},
-    {"name": "fields", "type": "bytes", "default": "", "doc": "The event with only the fields that the rule reads after its filter, as compact JSON under Okta's names. Origin: the System Log record."},
+    {"name": "fields", "type": "bytes", "default": "", "doc": "What the engine keeps of the event: which of the rule's conditions are true for it, values computed from it, and a system_log record with only the fields that the rule reads after its filter and those of a detection's sets. Origin: detect."},
     {"name": "detection", "default": null, "doc": "Kind detection only: the detection whose evidence this is. Origin: detect.", "type": ["null", {
       "type": "record", "name": "MatchDetection", "doc": "The detection that brought an evidence event to a rule over detections.", "fields": [
         {"name": "id", "type": "string", "doc": "Id of the detection. Origin: the detection."},
@@ -97,10 +96,9 @@ type Match struct {
 	Backfill bool `avro:"backfill" json:"backfill"`
 	// True when an exception of the rule names the event: negated steps and first_seen still see it. Origin: detect.
 	Excepted bool `avro:"excepted" json:"excepted"`
-	// Names of the steps, aggregates and learn_from of the rule whose filter is true for the event. Origin: detect.
-	Filters []string `avro:"filters" json:"filters"`
-	// The event with only the fields that the rule reads after its filter, as compact JSON under Okta's names. Origin:
-	// the System Log record.
+	// What the engine keeps of the event: which of the rule's conditions are true for it, values computed from it, and a
+	// system_log record with only the fields that the rule reads after its filter and those of a detection's sets.
+	// Origin: detect.
 	Fields []byte `avro:"fields" json:"fields"`
 	// Kind detection only: the detection whose evidence this is. Origin: detect.
 	Detection *MatchDetection `avro:"detection" json:"detection"`
@@ -191,7 +189,6 @@ func (v *Match) append(b []byte) []byte {
 	b = appendBool(b, v.Seed)
 	b = appendBool(b, v.Backfill)
 	b = appendBool(b, v.Excepted)
-	b = appendStrings(b, v.Filters)
 	b = appendBytes(b, v.Fields)
 	if v.Detection == nil {
 		b = append(b, 0)
@@ -253,7 +250,6 @@ func (v *Match) decode(r *wire) {
 	v.Seed = r.bool()
 	v.Backfill = r.bool()
 	v.Excepted = r.bool()
-	v.Filters = r.strs(v.Filters)
 	v.Fields = r.bytes()
 	if !r.some() {
 		v.Detection = nil
