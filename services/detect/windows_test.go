@@ -218,7 +218,6 @@ type stateRig struct {
 	b      *bustest.Broker
 	bus    *bus.Bus
 	sender *bus.Sender
-	stops  []func()
 }
 
 func newStateRig(t *testing.T) *stateRig {
