@@ -28,7 +28,7 @@ var (
 func aboutRule(f finding.Finding, org, ruleID, detail string, partition int32, at time.Time) finding.About {
 	n := strconv.Itoa(int(partition))
 	return finding.About{
-		Org: org, Of: []string{ruleID, n}, Key: []string{f.Name, ruleID, at.UTC().Format(time.DateOnly)}, At: at,
+		Org: org, Of: []string{ruleID, n}, Key: []string{ruleID, at.UTC().Format(time.DateOnly)}, At: at,
 		Title: f.Title + ": " + ruleID, Detail: map[string]any{"rule": ruleID, "detail": detail, "partition": n},
 	}
 }
