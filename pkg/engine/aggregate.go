@@ -2,6 +2,7 @@ package engine
 
 import (
 	"cmp"
+	"maps"
 	"math"
 	"slices"
 	"sort"
@@ -71,6 +72,7 @@ func (a *accumulator) apply(h *held, sign int64) {
 			continue
 		}
 		switch t.How {
+		case rule.AggDistinct, rule.AggCountBy, rule.AggValue: // above, or computed from the others
 		case rule.AggCount:
 			v.n += sign
 		case rule.AggMin, rule.AggMax:
@@ -110,6 +112,7 @@ func (a *accumulator) read(out []rule.Value, events func(func(h *held))) []rule.
 		t := a.types[i]
 		var val rule.Value
 		switch t.How {
+		case rule.AggValue: // computed from the others
 		case rule.AggCount:
 			val.Int = v.n
 		case rule.AggDistinct:
@@ -448,9 +451,7 @@ func merge(types []rule.AggregateType, a, b bucket) bucket {
 		switch {
 		case i < len(types) && types[i].Type == rule.CountsValue:
 			m := make(map[string]int64, len(a.keys[i])+len(b.keys[i]))
-			for k, n := range a.keys[i] {
-				m[k] = n
-			}
+			maps.Copy(m, a.keys[i])
 			for k, n := range b.keys[i] {
 				m[k] += n
 			}

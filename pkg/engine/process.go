@@ -111,6 +111,7 @@ func (s *State) process(g *group) {
 		n := sort.Search(len(g.hits), func(i int) bool { return g.hits[i].at >= from })
 		g.hits = g.hits[:n:n]
 		switch m.c.Detection.Kind {
+		case rule.KindMatch: // has no memory
 		case rule.KindAggregate:
 			s.aggregate(g, from, to)
 		case rule.KindSequence:

@@ -5,6 +5,7 @@ import (
 	"container/heap"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"sort"
@@ -429,11 +430,9 @@ func (s *State) touch(g *group) {
 	was := *g
 	if len(g.dets) > 0 {
 		was.dets = make(map[string]sent, len(g.dets))
-		for k, v := range g.dets {
-			was.dets[k] = v
-		}
+		maps.Copy(was.dets, g.dets)
 	}
-	was.events = g.events[:len(g.events):len(g.events)]
+	was.events = slices.Clip(g.events)
 	g.touched = true
 	s.touched = append(s.touched, snapshot{g: g, was: was})
 }
@@ -587,14 +586,14 @@ func emptied[T any](list []T) []T {
 
 // Abort undoes what happened since the last Commit or Abort.
 func (s *State) Abort() {
-	for i := len(s.undo) - 1; i >= 0; i-- {
-		s.undo[i]()
+	for _, v := range slices.Backward(s.undo) {
+		v()
 	}
 	for l, was := range s.lanesWas {
 		l.watermark = was
 	}
-	for i := len(s.touched) - 1; i >= 0; i-- {
-		t := s.touched[i]
+	for _, t := range slices.Backward(s.touched) {
+
 		g := t.g
 		if t.isNew {
 			g.gone = true

@@ -94,6 +94,7 @@ func (r *Rule) readState(d *document, n yamlast.Node, fs map[string]pair) {
 	}
 	dur("lateness", &det.Lateness, 0, maxLateness)
 	switch det.Kind {
+	case KindMatch: // has no keys of its own
 	case KindAggregate:
 		required("window", "having")
 		hasWindow := dur("window", &det.Window, time.Millisecond, maxWindow)

@@ -137,6 +137,7 @@ func (s *scope) compileState(c *Compiled, env *cel.Env, need func(*program) *pro
 	}
 	name(&hitOpts, "evidence", types.NewListType(cel.ObjectType(typeEvent)), hitName{nameEvidence, 0})
 	switch det.Kind {
+	case KindMatch: // has no memory
 	case KindAggregate:
 		aggs, err := s.compileAggregates(c, env, need)
 		if err != nil {
@@ -408,6 +409,7 @@ func (c *Compiled) Take(ev *Event) (t *Taken, exception string, err error) {
 	hit, exception, err := c.Judge(ev)
 	t = &Taken{Excepted: exception != ""}
 	switch c.Detection.Kind {
+	case KindMatch: // has no memory
 	case KindAggregate:
 		if !hit {
 			return nil, exception, err
@@ -601,6 +603,7 @@ func (c *Compiled) values(ev *Event) (out []byte, errs error) {
 // each, for min and max whether there is a number, and it. rest is nil where the bytes are broken.
 func ReadValue(t AggregateType, b []byte, each func(text []byte)) (there bool, number uint64, rest []byte) {
 	switch t.How {
+	case AggValue: // computed from the others
 	case AggCount:
 		if len(b) < 1 {
 			return false, 0, nil
@@ -698,6 +701,7 @@ func (c *Compiled) HitDedupKey(h *Hit) ([]string, error) {
 // value finds what a name stands for.
 func (h *Hit) value(c *Compiled, n hitName) (ref.Val, bool) {
 	switch n.kind {
+	case nameAgg: // below
 	case nameKey:
 		if n.i < len(h.Key) {
 			return types.String(h.Key[n.i]), true

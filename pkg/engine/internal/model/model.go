@@ -5,7 +5,9 @@ package model
 
 import (
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"sort"
 	"strings"
 
@@ -186,9 +188,7 @@ func keysOf(r *Rule, e *Event) []map[string]string {
 				}
 				seen[v] = true
 				n := map[string]string{p.Name: v}
-				for a, b := range k {
-					n[a] = b
-				}
+				maps.Copy(n, k)
 				next = append(next, n)
 			}
 		}
@@ -441,9 +441,9 @@ func sequence(r *Rule, key map[string]string, records []*Event) []*Hit {
 
 // later compares chains from the last step back.
 func later(a, b []*Event) bool {
-	for i := len(a) - 1; i >= 0; i-- {
-		if a[i] != b[i] {
-			return before(b[i], a[i])
+	for i, v := range slices.Backward(a) {
+		if v != b[i] {
+			return before(b[i], v)
 		}
 	}
 	return false
@@ -521,7 +521,7 @@ func valid(r *Rule, real []int, chain, group, all []*Event) ([]*Event, bool) {
 // upTo binds the first n steps with records.
 func upTo(r *Rule, real []int, chain []*Event, n int) map[string]*Event {
 	out := map[string]*Event{}
-	for i := 0; i < n; i++ {
+	for i := range n {
 		out[r.Steps[real[i]].ID] = chain[i]
 	}
 	return out
