@@ -156,9 +156,10 @@ func TestFilterFindsTypes(t *testing.T) {
 		}
 	}
 	for filter, want := range map[string]string{
-		`eventType eq "a.b"`:                                            "u0",
-		`eventType eq "a.b" or eventType eq "x.y"`:                      "u0 u2",
-		`eventType sw "a."`:                                             "u0 u1",
+		`eventType eq "a.b"`:                       "u0",
+		`eventType eq "a.b" or eventType eq "x.y"`: "u0 u2",
+		`eventType sw "a."`:                        "u0 u1",
+
 		`(eventType sw "a." and eventType eq "a.c") OR eventType eq ""`: "u1",
 	} {
 		if got := uuids(t, s.get("/api/v1/logs?filter="+url.QueryEscape(filter))); got != want {
