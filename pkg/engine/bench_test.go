@@ -3,6 +3,7 @@ package engine_test
 import (
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/oktawatch/oktawatch/pkg/engine"
@@ -116,6 +117,29 @@ func BenchmarkRules(b *testing.B) {
 				if ds := m.Match(&v, engine.Place{}); len(ds) > 0 {
 					b.Fatal(ds[0].RuleID)
 				}
+			}
+		})
+	}
+}
+
+// BenchmarkUnbound judges an event by one rule without event type, of each sort that the public catalogues have.
+func BenchmarkUnbound(b *testing.B) {
+	conditions, err := os.ReadFile("testdata/unbound.txt")
+	if err != nil {
+		b.Fatal(err)
+	}
+	for where := range strings.Lines(string(conditions)) {
+		where = strings.TrimSpace(where)
+		b.Run(where[:min(len(where), 60)], func(b *testing.B) {
+			m := engine.NewMatcher(load(b, map[string]string{"p/r.yaml": "id: r\ntitle: X\nseverity: low\ndetection:\n  kind: match\n  where: >-\n    " + where + "\n"}))
+			p := payload(b, "user.session.start")
+			var v record.SystemLogView
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := v.Reset(p); err != nil {
+					b.Fatal(err)
+				}
+				m.Match(&v, engine.Place{})
 			}
 		})
 	}
