@@ -73,7 +73,7 @@ test-compose: ## docker-compose.yml really brought up, each service restarted on
 
 .PHONY: test-long
 test-long: ## every process killed under load over and over, on the embedded broker (ten minutes)
-	go test -tags long -count=1 -timeout 60m -run Kill ./services/oktawatch/...
+	go test -tags long -count=1 -timeout 60m -run "Kill|Trouble" ./services/oktawatch/...
 
 .PHONY: bench
 bench: ## the figures of docs/performance.md, one package after the other (five minutes)

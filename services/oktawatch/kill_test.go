@@ -47,6 +47,13 @@ func simulated(t *testing.T, rate float64) *oktasim.Org {
 	if err != nil {
 		t.Fatal(err)
 	}
+	live(t, org)
+	return org
+}
+
+// live runs an org until the test ends.
+func live(t *testing.T, org *oktasim.Org) {
+	t.Helper()
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
 	go func() { done <- org.Run(ctx) }()
@@ -57,7 +64,6 @@ func simulated(t *testing.T, rate float64) *oktasim.Org {
 		}
 	})
 	<-org.Ready()
-	return org
 }
 
 // freePort is a port that was free a moment ago: a process that is killed and started again needs the same one.
