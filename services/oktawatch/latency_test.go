@@ -38,7 +38,7 @@ import (
 const (
 	latencyRate   = 50 // events a second
 	latencyEvents = 750
-	latencyPoll   = 20 * time.Millisecond // between two polls of the System Log
+	latencyPoll   = 2 * time.Millisecond // between two polls of the System Log
 )
 
 // BenchmarkLatency measures the way of an event to its webhook beside a bare chain of as many hops in the same run: hook, from the POST
