@@ -160,7 +160,7 @@ func (x parts) walk(e celast.Expr, depth int) {
 	}
 	if _, macro := x.ast.SourceInfo().GetMacroCall(e.ID()); macro {
 		if e.Kind() == celast.ComprehensionKind {
-			if r := e.AsComprehension().IterRange(); r.Kind() != celast.ListKind {
+			if r := e.AsComprehension().IterRange(); r.Kind() != celast.ListKind && (r.Kind() != celast.IdentKind || !isRecord(r.AsIdent())) {
 				tell(r)
 			}
 		}

@@ -37,29 +37,36 @@ func (c *Compiled) findShown() {
 	slices.Sort(c.shown)
 }
 
-// HitValues are the numbers of a hit by the names that expressions have for them, each as JSON. What is longer than 4 kB,
-// or would make them more than 16 kB, is left out.
+// ShownValues names the numbers of a hit that are worth telling, sorted: agg.users, base.count, …
+func (c *Compiled) ShownValues() []string { return slices.Clone(c.shown) }
+
+// HitValue is one of these numbers, as JSON; ok is false where the hit does not have it.
+func (c *Compiled) HitValue(h *Hit, name string) (text string, ok bool) {
+	h.Event.prepare()
+	h.Event.act.use(c)
+	h.Event.act.hit = h
+	v, ok := h.value(c, c.names[name].hit)
+	h.Event.act.hit = nil
+	if !ok || types.IsUnknownOrError(v) {
+		return "", false
+	}
+	return jsonText(v), true
+}
+
+// HitValues are the numbers of a hit by name, each as JSON. What is longer than 4 kB, or would make them more than 16 kB,
+// is left out.
 func (c *Compiled) HitValues(h *Hit) map[string]string {
 	if len(c.shown) == 0 {
 		return nil
 	}
-	h.Event.prepare()
-	h.Event.act.use(c)
-	h.Event.act.hit = h
-	defer func() { h.Event.act.hit = nil }()
 	out := make(map[string]string, len(c.shown))
 	size := 0
 	for _, name := range c.shown {
-		n := c.names[name].hit
-		if n.kind == nameAgg && n.i < len(h.Agg) && len(h.Agg[n.i].Counts) > maxValueKeys {
+		if n := c.names[name].hit; n.kind == nameAgg && n.i < len(h.Agg) && len(h.Agg[n.i].Counts) > maxValueKeys {
 			continue
 		}
-		v, ok := h.value(c, n)
-		if !ok || types.IsUnknownOrError(v) {
-			continue
-		}
-		text := jsonText(v)
-		if len(text) > maxValueBytes || size+len(text) > maxValuesBytes {
+		text, ok := c.HitValue(h, name)
+		if !ok || len(text) > maxValueBytes || size+len(text) > maxValuesBytes {
 			continue
 		}
 		size += len(text)
