@@ -50,8 +50,10 @@ func exampleHit(t *testing.T, set *Set) *Hit {
 		// by name: addresses, failed, last, per_address, share
 		Agg:    []Value{{Int: 2}, {Int: 3}, {Int: 1767607200000000}, {Counts: map[string]int64{"192.0.2.7": 3, "203.0.113.9": 1}}, {}},
 		Recent: []any{nil, nil, nil, nil, nil, &Baseline{N: 1, Sum: 4, Max: 4, Mean: 4}},
-		Base: []any{nil, nil, nil, &KeyBaseline{N: 3, Buckets: map[string]int64{"192.0.2.7": 2}, Totals: map[string]int64{"192.0.2.7": 5}}, nil,
-			&Baseline{N: 3, Sum: 3.75, Mean: 1.25, Max: 2, Stddev: 0.5}},
+		Base: []any{
+			nil, nil, nil, &KeyBaseline{N: 3, Buckets: map[string]int64{"192.0.2.7": 2}, Totals: map[string]int64{"192.0.2.7": 5}}, nil,
+			&Baseline{N: 3, Sum: 3.75, Mean: 1.25, Max: 2, Stddev: 0.5},
+		},
 	}
 }
 
@@ -134,7 +136,8 @@ func TestFunctionsAreTotal(t *testing.T) {
 						if i > 0 {
 							call += ", "
 						}
-						for _, v := range pick(strings.ReplaceAll(arg, ";", ",")) {
+						vs := pick(strings.ReplaceAll(arg, ";", ","))
+						for _, v := range vs[:min(5, len(vs))] {
 							if f.name == "extract" {
 								v += ` + event.raw("")` // a pattern that is written out is checked at load
 							}
@@ -149,7 +152,7 @@ func TestFunctionsAreTotal(t *testing.T) {
 			}
 		}
 	}
-	if len(calls) < 500 {
+	if len(calls) < 300 {
 		t.Fatalf("only %d calls", len(calls))
 	}
 	for start := 0; start < len(calls); start += 400 {

@@ -84,9 +84,15 @@ func TestEventTypesOfKinds(t *testing.T) {
 		"sequence with a step of any type": {
 			"kind: sequence\n  window: 5m\n  steps:\n    - {id: one, where: event.eventType == \"a\"}\n    - {id: two, where: event.outcome.result == \"ALLOW\"}", "every",
 		},
-		"first_seen":                              {"kind: first_seen\n  where: event.eventType == \"a\"\n  memory: 1d", "a"},
-		"first_seen that learns":                  {"kind: first_seen\n  where: event.eventType == \"a\"\n  learn_from: event.eventType in [\"a\", \"b\"] || event.eventType.glob(\"c.?\")\n  memory: 1d", "a b c.?"},
-		"first_seen that learns from every event": {"kind: first_seen\n  where: event.eventType == \"a\"\n  learn_from: event.actor.id != \"\"\n  memory: 1d", "every"},
+		"first_seen": {
+			"kind: first_seen\n  where: event.eventType == \"a\"\n  memory: 1d", "a",
+		},
+		"first_seen that learns": {
+			"kind: first_seen\n  where: event.eventType == \"a\"\n  learn_from: event.eventType in [\"a\", \"b\"] || event.eventType.glob(\"c.?\")\n  memory: 1d", "a b c.?",
+		},
+		"first_seen that learns from every event": {
+			"kind: first_seen\n  where: event.eventType == \"a\"\n  learn_from: event.actor.id != \"\"\n  memory: 1d", "every",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := one(t, "params: {types: [p1, p2, q], start: p}\nvars: {start: 'event.eventType == \"user.session.start\"'}\ndetection:\n  "+tc.detection+"\n",

@@ -37,7 +37,7 @@ func (c *Compiled) findShown() {
 	slices.Sort(c.shown)
 }
 
-// ShownValues names the numbers of a hit that are worth telling, sorted: agg.users, base.count, …
+// ShownValues names the numbers of a hit that are worth telling, sorted, such as agg.users.
 func (c *Compiled) ShownValues() []string { return slices.Clone(c.shown) }
 
 // HitValue is one of these numbers, as JSON; ok is false where the hit does not have it.

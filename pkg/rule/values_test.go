@@ -129,7 +129,8 @@ func TestTraceHit(t *testing.T) {
 		want         string
 	}{
 		"numbers": {
-			"agg.bad >= 3 && (agg.by.all(ip, n, n < 9) || agg.share > 1.0)", "", AtHand{true, true},
+			"agg.bad >= 3 && (agg.by.all(ip, n, n < 9) || agg.share > 1.0)", "",
+			AtHand{true, true},
 			`having[agg.bad >= 3 && (agg.by.all(ip, n, n < 9) || agg.share > 1.0)] = true
   [agg.bad >= 3] = true
     [agg.bad] = 3
@@ -140,7 +141,8 @@ func TestTraceHit(t *testing.T) {
 `,
 		},
 		"the past": {
-			"zscore(recent.count.max, base.count, 0.5) > 3.0", "", AtHand{true, true},
+			"zscore(recent.count.max, base.count, 0.5) > 3.0", "",
+			AtHand{true, true},
 			`having[zscore(recent.count.max, base.count, 0.5) > 3.0] = true
   [zscore(recent.count.max, base.count, 0.5)] = 5.5
     [recent.count.max] = 4
@@ -148,7 +150,8 @@ func TestTraceHit(t *testing.T) {
 `,
 		},
 		"key and event": {
-			`key.user == event.actor.id`, "alert: {severity_when: [{when: 'agg.count > params.most', severity: high}]}\n", AtHand{true, true},
+			`key.user == event.actor.id`, "alert: {severity_when: [{when: 'agg.count > params.most', severity: high}]}\n",
+			AtHand{true, true},
 			`having[key.user == event.actor.id] = true
   [key.user] = "00u1"
   [event.actor.id] = "00u1"
@@ -158,14 +161,16 @@ severity high[agg.count > params.most] = false
 `,
 		},
 		"no event": {
-			`agg.count > 1 && vars.v != ""`, "vars: {v: event.actor.id}\nalert: {severity_when: [{when: agg.count > 2, severity: high}]}\n", AtHand{false, true},
+			`agg.count > 1 && vars.v != ""`, "vars: {v: event.actor.id}\nalert: {severity_when: [{when: agg.count > 2, severity: high}]}\n",
+			AtHand{false, true},
 			`having[agg.count > 1 && vars.v != ""] =  (reads the hit's last event, which is not at hand)
 severity high[agg.count > 2] = true
   [agg.count] = 4
 `,
 		},
 		"part of the evidence": {
-			`evidence.exists(e, e.actor.id == "00u1")`, "", AtHand{true, false},
+			`evidence.exists(e, e.actor.id == "00u1")`, "",
+			AtHand{true, false},
 			`having[evidence.exists(e, e.actor.id == "00u1")] = false (reads the evidence, of which only a part is at hand)
 `,
 		},

@@ -223,6 +223,7 @@ type shown struct {
 	Hit       *explainedHit     `json:"hit,omitempty"` // of rules with memory: the hit that the title is of
 
 	d       detection
+	of      detection // the update that is explained
 	history []detection
 	alert   shownAlert
 	events  []*foundEvent // at hand, in record order

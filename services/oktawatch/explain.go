@@ -94,6 +94,12 @@ type foundEvent struct {
 // explain works out why the detection was made. What a rule says of events is worked out again from the events at hand; what it
 // knew of many events stands in the detection.
 func (s *shown) explain(ctx context.Context, r *tail.Reader, set *rule.Set, c *rule.Compiled) error {
+	s.of = s.d
+	for _, h := range s.history { // a withdrawal says nothing of the events
+		if s.d.Withdrawn && !h.Withdrawn && (s.of.Withdrawn || h.Update > s.of.Update) {
+			s.of = h
+		}
+	}
 	note, err := s.gather(ctx, r)
 	if err != nil {
 		return err
@@ -104,7 +110,7 @@ func (s *shown) explain(ctx context.Context, r *tail.Reader, set *rule.Set, c *r
 		ev.Reset(e.view)
 		s.Why = append(s.Why, explained{e.identity, traceParts(c.Trace(ev))})
 	}
-	if c.Detection.Kind == rule.KindMatch || string(c.Detection.Kind) != s.d.Kind {
+	if c.Detection.Kind == rule.KindMatch || string(c.Detection.Kind) != s.of.Kind {
 		return nil
 	}
 	x := hitExplainer{s: s, set: set, c: c}
@@ -127,7 +133,7 @@ func (s *shown) load(e *foundEvent, at time.Time, received time.Time) error {
 		return fmt.Errorf("read event %s: %w", e.identity, err)
 	}
 	d := &log.Derived
-	d.Org, d.Lane, d.Copy, d.Time, d.Received = s.d.Org, s.d.Lane, int32(e.copy), at, received //nolint:gosec // 1 or 2
+	d.Org, d.Lane, d.Copy, d.Time, d.Received = s.of.Org, s.of.Lane, int32(e.copy), at, received //nolint:gosec // 1 or 2
 	if _, hash, reused := strings.Cut(e.identity, "#"); reused {
 		d.UUIDReused, d.ContentHash = true, hash
 	}
@@ -143,10 +149,10 @@ func (s *shown) load(e *foundEvent, at time.Time, received time.Time) error {
 func (s *shown) gather(ctx context.Context, r *tail.Reader) (note string, err error) {
 	have := map[string]*foundEvent{}
 	missing := map[string]bool{}
-	for _, id := range s.d.EvidenceUUIDs {
+	for _, id := range s.of.EvidenceUUIDs {
 		missing[id] = true
 	}
-	for _, e := range s.d.Evidence {
+	for _, e := range s.of.Evidence {
 		if len(e.JSON) == 0 || e.JSON[0] != '{' {
 			missing[e.UUID] = true
 			continue
@@ -170,16 +176,16 @@ func (s *shown) gather(ctx context.Context, r *tail.Reader) (note string, err er
 	slices.SortFunc(s.events, func(a, b *foundEvent) int {
 		return cmp.Or(a.time.Compare(b.time), strings.Compare(a.identity, b.identity))
 	})
-	if int64(len(have)) >= s.d.EventCount {
+	if int64(len(have)) >= s.of.EventCount {
 		return "", nil
 	}
-	note = fmt.Sprintf("%d of its %d events are at hand: what follows is worked out from these", len(have), s.d.EventCount)
-	if n := s.d.EventCount - int64(len(s.d.EvidenceUUIDs)); n > 0 {
+	note = fmt.Sprintf("%d of its %d events are at hand: what follows is worked out from these", len(have), s.of.EventCount)
+	if n := s.of.EventCount - int64(len(s.of.EvidenceUUIDs)); n > 0 {
 		note += fmt.Sprintf("; of %d events a detection does not even name the uuid", n)
 	}
 	if gaveUp {
 		note += fmt.Sprintf("; the rest was not found in %s within %s", topics.SystemLog.Name, searchFor)
-	} else if missing := len(s.d.EvidenceUUIDs) - len(have); missing > 0 {
+	} else if missing := len(s.of.EvidenceUUIDs) - len(have); missing > 0 {
 		note += fmt.Sprintf("; %s does not hold the rest any more", topics.SystemLog.Name)
 	}
 	return note, nil
@@ -192,8 +198,8 @@ func (s *shown) search(ctx context.Context, r *tail.Reader, missing map[string]b
 		uuid, _, _ := strings.Cut(id, "#")
 		uuids[uuid] = true
 	}
-	since := s.d.FirstTime
-	for _, e := range s.d.Evidence {
+	since := s.of.FirstTime
+	for _, e := range s.of.Evidence {
 		if e.Time.Before(since) {
 			since = e.Time
 		}
@@ -205,7 +211,7 @@ func (s *shown) search(ctx context.Context, r *tail.Reader, missing map[string]b
 			return nil
 		}
 		id, err := rec.ID(ctx)
-		if err != nil || !uuids[id.ID] || id.Lane != s.d.Lane {
+		if err != nil || !uuids[id.ID] || id.Lane != s.of.Lane {
 			return nil //nolint:nilerr // what cannot be read is no evidence
 		}
 		plain, err := rec.Plain(ctx)
@@ -229,7 +235,7 @@ func (s *shown) search(ctx context.Context, r *tail.Reader, missing map[string]b
 		if v.Derived.Reused {
 			f.identity += "#" + v.Derived.Hash
 		}
-		if v.Derived.Org != s.d.Org || !missing[f.identity] || len(f.json) == 0 || f.json[0] != '{' {
+		if v.Derived.Org != s.of.Org || !missing[f.identity] || len(f.json) == 0 || f.json[0] != '{' {
 			return nil
 		}
 		if old := have[f.identity]; old != nil && old.copy >= f.copy {
@@ -260,10 +266,13 @@ type hitExplainer struct {
 }
 
 func (x *hitExplainer) explain(note string) *explainedHit {
-	d := &x.s.d
+	d := &x.s.of
 	x.out = &explainedHit{Time: d.LastTime.UTC(), AtHand: len(x.s.events), Events: d.EventCount}
 	if note != "" {
 		x.out.Notes = append(x.out.Notes, note)
+	}
+	if d.Update != x.s.d.Update {
+		x.out.Notes = append(x.out.Notes, fmt.Sprintf("the detection is withdrawn; this is why update %d was made", d.Update))
 	}
 	if d.Truncated {
 		x.out.Notes = append(x.out.Notes, "the group was larger than what is kept: numbers are lower bounds")
@@ -301,7 +310,7 @@ func (x *hitExplainer) explain(note string) *explainedHit {
 
 // told reads one of the detection's values.
 func (x *hitExplainer) told(name string, into any) bool {
-	text, ok := x.s.d.Values[name]
+	text, ok := x.s.of.Values[name]
 	return ok && json.Unmarshal([]byte(text), into) == nil
 }
 
@@ -343,7 +352,7 @@ func (x *hitExplainer) window() (from, to time.Time) {
 func (x *hitExplainer) aggregate(h *rule.Hit, at *rule.AtHand) {
 	from, to := x.window()
 	h.Evidence = func() []*rule.Event { return x.evidence(from, to) }
-	missing := x.c.ReadHitValues(h, x.s.d.Values)
+	missing := x.c.ReadHitValues(h, x.s.of.Values)
 	how := ""
 	if len(missing) > 0 {
 		events := x.within(from, to)
@@ -472,7 +481,7 @@ func (x *hitExplainer) firstSeen() {
 	to := x.out.Time
 	x.out.From, x.out.To = &from, &to
 	for _, g := range d.GroupBy {
-		k := explainedKey{Part: g.Name, Value: x.s.d.Key[g.Name], Known: slices.Contains(d.SeenBefore, g.Name)}
+		k := explainedKey{Part: g.Name, Value: x.s.of.Key[g.Name], Known: slices.Contains(d.SeenBefore, g.Name)}
 		var last time.Time
 		if k.Known && x.told("seen_before", &last) {
 			k.Last = &last

@@ -67,7 +67,7 @@ func judged(t *testing.T, b *bustest.Broker, rules, events, lost string) (id str
 	sender := b.Bus(t, "test").Sender()
 	texts := map[string][]byte{}
 	m, st := engine.NewMatcher(set), engine.NewState(set, engine.WithTopic(topics.SystemLog.Name))
-	last := map[string]*record.Detection{}
+	var updates []*record.Detection
 	lines := bufio.NewScanner(strings.NewReader(events))
 	for lines.Scan() {
 		text := bytes.TrimSpace(bytes.Clone(lines.Bytes()))
@@ -104,26 +104,24 @@ func judged(t *testing.T, b *bustest.Broker, rules, events, lost string) (id str
 				return "", err
 			}
 		}
-		for _, found := range st.Flush().Detections {
-			last[found.ID] = found
-		}
+		updates = append(updates, st.Flush().Detections...)
 		st.Commit()
 	}
 	st.Advance("00oTEST", "live", time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC))
-	for _, found := range st.Flush().Detections {
-		last[found.ID] = found
-	}
-	for _, found := range last {
+	updates = append(updates, st.Flush().Detections...)
+	ids := map[string]bool{}
+	for _, found := range updates {
 		for i := range found.Evidence {
 			found.Evidence[i].JSON = texts[found.Evidence[i].UUID]
 		}
 		id = found.ID
+		ids[id] = true
 		if err := sender.Send(t.Context(), topics.Detections, found.Fingerprint, found); err != nil {
 			return "", err
 		}
 	}
-	if len(last) != 1 {
-		return "", fmt.Errorf("%d detections", len(last))
+	if len(ids) != 1 {
+		return "", fmt.Errorf("%d detections", len(ids))
 	}
 	return id, nil
 }
