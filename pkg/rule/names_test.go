@@ -3,6 +3,7 @@ package rule
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -70,6 +71,11 @@ func TestExamples(t *testing.T) {
 			}
 		}
 		all = append(all, f.Examples...)
+	}
+	for _, name := range []string{"event", "evidence", "vars", "params", "lists", "lib", "key", "agg", "steps", "base", "recent"} {
+		if !slices.ContainsFunc(Names(), func(n Name) bool { return regexp.MustCompile(`\b` + name + `\b`).MatchString(n.Name) }) {
+			t.Errorf("%s is not among the names", name)
+		}
 	}
 	for _, n := range Names() {
 		if n.Doc == "" || len(n.Examples) == 0 {

@@ -44,6 +44,7 @@ type explainedHit struct {
 	Time   time.Time       `json:"time"`
 	From   *time.Time      `json:"from,omitempty"` // the window is (from, to]
 	To     *time.Time      `json:"to,omitempty"`
+	Base   *time.Time      `json:"baseline_from,omitempty"` // the baseline is what lies from there up to From
 	AtHand int             `json:"events_at_hand"`
 	Events int64           `json:"events"`
 	Notes  []string        `json:"notes,omitempty"`
@@ -352,6 +353,10 @@ func (x *hitExplainer) window() (from, to time.Time) {
 func (x *hitExplainer) aggregate(h *rule.Hit, at *rule.AtHand) {
 	from, to := x.window()
 	h.Evidence = func() []*rule.Event { return x.evidence(from, to) }
+	if past := x.c.Detection.Baseline; past > 0 {
+		base := from.Add(time.Millisecond - past) // the window begins with its first bucket
+		x.out.Base = &base
+	}
 	missing := x.c.ReadHitValues(h, x.s.of.Values)
 	how := ""
 	if len(missing) > 0 {
@@ -584,6 +589,9 @@ func (h *explainedHit) print(b *strings.Builder) {
 		fmt.Fprintf(b, "  the key was not seen in [%s, %s)\n", h.From.UTC().Format(clock), h.To.UTC().Format(clock))
 	default:
 		fmt.Fprintf(b, "  window %s\n", span(h.From, h.To))
+	}
+	if h.Base != nil {
+		fmt.Fprintf(b, "  baseline [%s, %s)\n", h.Base.UTC().Format(clock), h.From.Add(time.Millisecond).UTC().Format(clock))
 	}
 	for _, v := range h.Values {
 		from := ""
