@@ -397,13 +397,13 @@ func wokenBy(t rule.EventTypes) string {
 func (t *tool) rulesList() *cobra.Command {
 	var dir, pack string
 	cmd := &cobra.Command{
-		Use: "list", Short: "List the rules", Args: cobra.NoArgs,
+		Use: "list", Short: "List the rules, and those that every event wakes", Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			set, _, err := t.loadRules(dir)
 			if err != nil {
 				return err
 			}
-			out := []summary{}
+			out, unbound := []summary{}, []string{}
 			for _, c := range set.Rules {
 				if pack == "" || c.Pack == pack {
 					out = append(out, summaryOf(c))
@@ -416,8 +416,15 @@ func (t *tool) rulesList() *cobra.Command {
 			fmt.Fprintln(w, "RULE\tPACK\tKIND\tMODE\tSEVERITY\tTESTS\tTITLE")
 			for _, s := range out {
 				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\n", s.RuleID, s.Pack, s.Kind, s.Mode, s.Severity, s.Tests, s.Title)
+				if !s.Bound {
+					unbound = append(unbound, s.RuleID)
+				}
 			}
-			return w.Flush()
+			if err := w.Flush(); err != nil || len(unbound) == 0 {
+				return err
+			}
+			_, err = fmt.Fprintf(t.out, "\nwoken by every event, since no event type follows from the filter: %s\n", strings.Join(unbound, ", "))
+			return err
 		},
 	}
 	rulesFlag(cmd, &dir)
