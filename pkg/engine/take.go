@@ -73,8 +73,10 @@ func (m *Matcher) Take(v *record.SystemLogView, at Place) []*record.Match {
 
 // Kinds of a Match.
 const (
-	MatchEvent = "event"
-	MatchClock = "clock"
+	MatchEvent  = "event"
+	MatchClock  = "clock"
+	MatchSeed   = "seed"   // of any seed, whatever rules take of it
+	MatchSeeded = "seeded" // how far back seeds go, for every partition
 )
 
 // MatchKey is the key under which a Match is written, so that all of a group meet.
