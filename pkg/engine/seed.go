@@ -20,7 +20,7 @@ func (s *State) Seeded(org, laneName string, t time.Time) {
 	l := s.lane(org, laneName)
 	ms := t.UnixMilli()
 	for _, c := range s.set.For(org) {
-		if c.Detection.Learning <= 0 || !takesSeed(c) {
+		if c.Detection.Learning <= 0 || !TakesSeeds(c) {
 			continue
 		}
 		m := s.memory(l, ruleID{c.ID, c.StateHash}, true)

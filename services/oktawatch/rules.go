@@ -25,7 +25,7 @@ import (
 
 func (t *tool) rules() *cobra.Command {
 	cmd := &cobra.Command{Use: "rules", Short: "Try, test and look at rules"}
-	cmd.AddCommand(t.rulesEval(), t.rulesTest(), t.rulesList(), t.rulesShow(), t.rulesStatus())
+	cmd.AddCommand(t.rulesEval(), t.rulesTest(), t.rulesList(), t.rulesShow(), t.rulesStatus(), t.rulesSeed())
 	return cmd
 }
 
