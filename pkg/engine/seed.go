@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"time"
@@ -59,8 +60,8 @@ func (m *memory) needless(g *group, h *held) bool {
 	if g == nil {
 		return false
 	}
-	i := slices.IndexFunc(g.buckets, func(o bucket) bool { return o.start == k*b })
-	return i >= 0 && g.buckets[i].past.has(h)
+	i, ok := slices.BinarySearchFunc(g.buckets, k*b, func(o bucket, t int64) int { return cmp.Compare(o.start, t) })
+	return ok && g.buckets[i].past.has(h)
 }
 
 // past is what a bucket that seeds may still come to remembers, so that each record counts once. It is never changed.
