@@ -160,8 +160,10 @@ func TestSeedsSpareTheWait(t *testing.T) {
 	seed := func(args ...string) {
 		t.Helper()
 		var out, errs bytes.Buffer
-		all := append([]string{"rules", "seed", "--kafka", strings.Join(b.Seeds, ","), "--registry", b.RegistryURL, "--set", "topics.prefix=" + b.Prefix,
-			"--input", filepath.Join(dir, "one.jsonl.gz"), "--input", filepath.Join(dir, "two.jsonl"), "--wait", "-o", "json"}, args...)
+		all := append([]string{
+			"rules", "seed", "--kafka", strings.Join(b.Seeds, ","), "--registry", b.RegistryURL, "--set", "topics.prefix=" + b.Prefix,
+			"--input", filepath.Join(dir, "one.jsonl.gz"), "--input", filepath.Join(dir, "two.jsonl"), "--wait", "-o", "json",
+		}, args...)
 		if code := Main(all, &out, &errs); code != 0 || errs.Len() > 0 {
 			t.Fatalf("exit %d: %s", code, errs.String())
 		}
