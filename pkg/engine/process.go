@@ -83,7 +83,8 @@ func (m *memory) learned(t int64) bool {
 	if d == 0 || m.c.Detection.Kind == rule.KindAggregate && m.c.Detection.Baseline == 0 {
 		return true
 	}
-	return m.begin != never && t >= m.begin+d
+	began := m.began()
+	return began != never && t >= began+d
 }
 
 // process judges a group anew from what changed on, sends what follows and lets go of what is over.

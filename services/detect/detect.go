@@ -180,7 +180,8 @@ func (s *Service) judge(ctx context.Context, m bus.Message, out *bus.Emit) error
 		s.m.detections.With(d.RuleID, d.Mode).Inc()
 	}
 	taken := w.matcher.Take(&w.view, at)
-	if len(taken) > 0 {
+	seed := w.view.Derived().Seed
+	if len(taken) > 0 && !seed { // a seed is never evidence
 		s.evidence.remember(at, bytes.Clone(w.view.JSON()))
 	}
 	for _, mt := range taken {
@@ -188,6 +189,11 @@ func (s *Service) judge(ctx context.Context, m bus.Message, out *bus.Emit) error
 			return fmt.Errorf("write event for rule %s: %w", mt.RuleID, err)
 		}
 		s.m.matches.With(mt.RuleID).Inc()
+	}
+	if seed && s.windowed.Load() {
+		if err := putSeed(w.view.Derived(), out); err != nil {
+			return err
+		}
 	}
 	// Sections are read as rules ask for them: what was broken in them shows now.
 	return bus.Permanent(w.view.Err())

@@ -28,6 +28,7 @@ type judged struct {
 	ctx   context.Context //nolint:containedctx // lives as long as one call of the stage
 	out   *bus.Emit
 	found []*record.Detection
+	seeds map[lane]time.Time // the earliest seed of this batch
 }
 
 // flush has the windows judge what they took.

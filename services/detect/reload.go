@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/oktawatch/oktawatch/pkg/engine"
 	"github.com/oktawatch/oktawatch/pkg/metrics"
 	"github.com/oktawatch/oktawatch/pkg/rule"
 )
@@ -59,6 +60,12 @@ func (s *Service) load() error {
 			s.log.Error("rule file refused", "problem", p.String())
 		}
 	}
+	if old != nil {
+		for _, c := range startEmpty(old.set, set) {
+			s.log.Info("a rule that learns starts empty and finds nothing until it has learned; events of the past fill it: oktawatch rules seed --input FILE",
+				"rule", c.ID, "learning", c.Detection.Learning, "state_hash", c.StateHash)
+		}
+	}
 	s.m.problems.Set(float64(len(problems)))
 	s.m.stale.Set(float64(len(set.Stale)))
 	counts := map[rule.Mode]int{rule.ModeAlert: 0, rule.ModeSignal: 0, rule.ModeShadow: 0, rule.ModeDisabled: 0}
@@ -81,6 +88,18 @@ func (s *Service) load() error {
 		s.log.Info("rules in force", "rules", len(set.Rules), "hash", set.Hash, "see_every_event", strings.Join(unbound, " "), "refused", len(problems))
 	}
 	return nil
+}
+
+// startEmpty are the rules that learn and hold nothing yet: those that are new or were changed under detection.
+func startEmpty(old, now *rule.Set) []*rule.Compiled {
+	var out []*rule.Compiled
+	for _, c := range now.Rules {
+		was, ok := old.Rule(c.ID)
+		if engine.TakesSeeds(c) && c.Mode != rule.ModeDisabled && (!ok || was.StateHash != c.StateHash) {
+			out = append(out, c)
+		}
+	}
+	return out
 }
 
 // watch looks at the folders again and again and loads the rules when something in them has changed.

@@ -34,6 +34,7 @@ type windows interface {
 	Orphans() int
 	Apply(m *record.Match) error
 	Begin(org, lane string, t time.Time)
+	Seeded(org, lane string, t time.Time)
 	Advance(org, lane string, t time.Time)
 	Close(org, lane string, at time.Time)
 	Forget(org, lane string)
@@ -50,6 +51,7 @@ type stateTask struct {
 	gen       *generation
 	state     windows
 	clock     *clock // of partition 0
+	parts     int32  // of the input, once asked
 
 	changelog map[string][]byte // while it is read back
 	held      bool              // there was something in it: time must go on for that
@@ -129,12 +131,19 @@ func (t *stateTask) Process(ctx context.Context, batch []bus.Message, out *bus.E
 			return err
 		}
 	}
+	if err := w.tellSeeds(); err != nil {
+		return err
+	}
 	w.flush()
 	return w.write()
 }
 
 // take gives one Match to the windows.
 func (t *stateTask) take(m bus.Message, match *record.Match, w *judged) error {
+	if match.Kind == engine.MatchSeed || match.Kind == engine.MatchSeeded {
+		t.takeSeed(m, match, w)
+		return nil
+	}
 	if match.Kind == engine.MatchClock {
 		if match.Through == nil {
 			w.out.DeadLetter(m, classDecode, errors.New("a clock without a time"))

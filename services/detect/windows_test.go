@@ -54,6 +54,8 @@ func (t *tally) Orphans() int { return 0 }
 
 func (t *tally) Begin(string, string, time.Time) {}
 
+func (t *tally) Seeded(string, string, time.Time) {}
+
 func (t *tally) Restore(key string, value []byte) error {
 	k, isClock := strings.CutPrefix(key, "clock/")
 	switch {
