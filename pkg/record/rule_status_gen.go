@@ -30,7 +30,7 @@ const RuleStatusSchema = `{
         {"name": "stale", "type": "boolean", "default": false, "doc": "True when an earlier version of the file is in force. Origin: detect."}
       ]}}},
     {"name": "costs", "default": [], "doc": "Part 0: what judging by each rule costs here, of those measured often enough to say. Origin: detect's clock.", "type": {"type": "array", "items": {
-      "type": "record", "name": "RuleCost", "doc": "The time that judging one event, or one group, by a rule takes, from a sample.", "fields": [
+      "type": "record", "name": "RuleCost", "doc": "The time that judging one event, or one group of events held, by a rule takes, from a sample.", "fields": [
         {"name": "rule_id", "type": "string", "doc": "Id of the rule. Origin: the rule."},
         {"name": "samples", "type": "long", "default": 0, "doc": "Number of measured ones. Origin: detect."},
         {"name": "p50_us", "type": "double", "default": 0.0, "doc": "Half of them took at most so long, microseconds. Origin: detect's clock."},
@@ -75,6 +75,7 @@ const RuleStatusSchema = `{
         {"name": "org", "type": "string", "doc": "Okta's org id. Origin: the events."},
         {"name": "rule_id", "type": "string", "doc": "Id of the rule. Origin: the rule."},
         {"name": "exception", "type": "string", "doc": "Name of the exception. Origin: the rule."},
+        {"name": "content_hash", "type": "string", "default": "", "doc": "Of the rule. Origin: the rule."},
         {"name": "used", "type": "long", "default": 0, "doc": "Events it kept from the rule. Origin: detect."},
         {"name": "used_at", "type": ["null", {"type": "long", "logicalType": "timestamp-millis"}], "default": null, "doc": "Event time of the latest of them, UTC, milliseconds. Origin: the events."},
         {"name": "alone", "type": "long", "default": 0, "doc": "Those of them since the rule last took an event. Origin: detect."}
@@ -135,7 +136,7 @@ type RuleRefused struct {
 	Stale bool `avro:"stale" json:"stale"`
 }
 
-// RuleCost: The time that judging one event, or one group, by a rule takes, from a sample.
+// RuleCost: The time that judging one event, or one group of events held, by a rule takes, from a sample.
 type RuleCost struct {
 	// Id of the rule. Origin: the rule.
 	RuleID string `avro:"rule_id" json:"rule_id"`
@@ -216,6 +217,8 @@ type RuleExcepted struct {
 	RuleID string `avro:"rule_id" json:"rule_id"`
 	// Name of the exception. Origin: the rule.
 	Exception string `avro:"exception" json:"exception"`
+	// Of the rule. Origin: the rule.
+	ContentHash string `avro:"content_hash" json:"content_hash"`
 	// Events it kept from the rule. Origin: detect.
 	Used int64 `avro:"used" json:"used"`
 	// Event time of the latest of them, UTC, milliseconds. Origin: the events.
@@ -346,7 +349,7 @@ func (v *RuleStatus) decode(r *wire) {
 	v.Orgs = decodeList(r, v.Orgs, 3, (*OrgSeen).decode)
 	v.Types = decodeList(r, v.Types, 3, (*TypeSeen).decode)
 	v.Seen = decodeList(r, v.Seen, 10, (*RuleSeen).decode)
-	v.Exceptions = decodeList(r, v.Exceptions, 6, (*RuleExcepted).decode)
+	v.Exceptions = decodeList(r, v.Exceptions, 7, (*RuleExcepted).decode)
 }
 
 func (v *RuleRefused) append(b []byte) []byte {
@@ -501,6 +504,7 @@ func (v *RuleExcepted) append(b []byte) []byte {
 	b = appendString(b, v.Org)
 	b = appendString(b, v.RuleID)
 	b = appendString(b, v.Exception)
+	b = appendString(b, v.ContentHash)
 	b = appendLong(b, v.Used)
 	if v.UsedAt == nil {
 		b = append(b, 0)
@@ -517,6 +521,7 @@ func (v *RuleExcepted) decode(r *wire) {
 	v.Org = r.str()
 	v.RuleID = r.str()
 	v.Exception = r.str()
+	v.ContentHash = r.str()
 	v.Used = r.long()
 	if !r.some() {
 		v.UsedAt = nil
