@@ -163,7 +163,9 @@ func (s *Service) Run(ctx context.Context) error {
 	defer cancel()
 	var watching sync.WaitGroup
 	watching.Go(func() { s.watch(ctx) })
-	watching.Go(func() { s.health.run(ctx) })
+	reporting, reported := context.WithCancel(context.WithoutCancel(ctx)) // it has the last word, when the stages have ended
+	defer reported()
+	watching.Go(func() { s.health.run(reporting) })
 	stages := make(chan error, 2)
 	go func() { stages <- s.bus.RunHandler(ctx, topics.DetectMatch, s.judge) }()
 	go func() { stages <- s.bus.RunTasks(ctx, topics.DetectState, s.newStateTask) }()
@@ -173,6 +175,7 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	err = errors.Join(err, <-stages)
 	cancel()
+	reported()
 	watching.Wait()
 	s.clocks.Wait()
 	return err

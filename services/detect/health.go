@@ -118,19 +118,11 @@ func (h *health) report(ctx context.Context) error {
 	beat, remember := time.NewTicker(h.every.beat), time.NewTicker(h.every.remember)
 	defer beat.Stop()
 	defer remember.Stop()
-	err = h.beat(ctx, false)
-	for err == nil {
+	for err = h.beat(ctx, false); err == nil && ctx.Err() == nil; {
 		select {
 		case <-ctx.Done():
-			cancel()
-			last, done := context.WithTimeout(context.WithoutCancel(ctx), stopWithin)
-			defer done()
-			if err := errors.Join(h.remember(last), h.beat(last, true)); err != nil {
-				h.s.log.Warn("what the rules met last is not remembered", "error", err)
-			}
-			return nil
 		case <-table.Done():
-			return table.Err()
+			err = table.Err()
 		case <-beat.C:
 			err = h.beat(ctx, false)
 		case <-h.facts.news:
@@ -144,7 +136,15 @@ func (h *health) report(ctx context.Context) error {
 			err = h.remember(ctx)
 		}
 	}
-	return err
+	if ctx.Err() == nil {
+		return err
+	}
+	ctx, done := context.WithTimeout(context.WithoutCancel(ctx), stopWithin)
+	defer done()
+	if err := errors.Join(h.remember(ctx), h.beat(ctx, true)); err != nil {
+		h.s.log.Warn("what the rules met last is not remembered", "error", err)
+	}
+	return nil
 }
 
 // apply takes a record of the topic. One that cannot be read is of a later version, or nobody's.
