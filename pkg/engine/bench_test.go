@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/oktawatch/oktawatch/pkg/engine"
 	"github.com/oktawatch/oktawatch/pkg/record"
@@ -116,6 +117,33 @@ func BenchmarkRules(b *testing.B) {
 				if ds := m.Match(&v, engine.Place{}); len(ds) > 0 {
 					b.Fatal(ds[0].RuleID)
 				}
+			}
+		})
+	}
+}
+
+// BenchmarkMeter judges the same events with a meter and without: what measuring a sample costs.
+func BenchmarkMeter(b *testing.B) {
+	began := time.Now()
+	for _, bc := range []struct {
+		name string
+		opts []engine.Option
+	}{
+		{"off", nil},
+		{"on", []engine.Option{engine.WithMeter(engine.Meter{
+			Every: 61, Now: func() time.Duration { return time.Since(began) }, Took: func(string, time.Duration) {},
+		})}},
+	} {
+		b.Run(bc.name, func(b *testing.B) {
+			m := engine.NewMatcher(twelve(b), bc.opts...)
+			p := payload(b, "user.authentication.auth_via_mfa")
+			var v record.SystemLogView
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := v.Reset(p); err != nil {
+					b.Fatal(err)
+				}
+				m.Match(&v, engine.Place{Topic: "t"})
 			}
 		})
 	}

@@ -28,18 +28,21 @@ const (
 	maxTextBytes = 500
 )
 
+// InstanceAlive is how long after its last heartbeat an instance counts as running: longer than three of them take, shorter than
+// instances may have different rules.
+const InstanceAlive = 50 * time.Second
+
 // intervals are how often what is done; tests have others.
 type intervals struct {
-	beat     time.Duration // between heartbeats
-	remember time.Duration // between records of what is remembered, when it has changed
-	alive    time.Duration // how long after its last heartbeat an instance counts as running: longer than three of them take
-	differ   time.Duration // for how long instances may judge by different rules
-	adopt    time.Duration // after its last heartbeat an instance's memory becomes another's
-	look     time.Duration // at the health of the rules
+	beat   time.Duration // between heartbeats, and between records of what is remembered when that has changed
+	alive  time.Duration // InstanceAlive
+	differ time.Duration // for how long instances may judge by different rules
+	adopt  time.Duration // after its last heartbeat an instance's memory becomes another's
+	look   time.Duration // at the health of the rules
 }
 
 var usual = intervals{
-	beat: 15 * time.Second, remember: 30 * time.Second, alive: 50 * time.Second, differ: time.Minute, adopt: 10 * time.Minute, look: 5 * time.Second,
+	beat: 15 * time.Second, alive: InstanceAlive, differ: time.Minute, adopt: 10 * time.Minute, look: 5 * time.Second,
 }
 
 // health is what this instance reports of its rules, and what all have reported. Nothing here is needed to judge: where the topic
@@ -115,25 +118,22 @@ func (h *health) report(ctx context.Context) error {
 	h.mu.Lock()
 	h.open = true
 	h.mu.Unlock()
-	beat, remember := time.NewTicker(h.every.beat), time.NewTicker(h.every.remember)
+	beat := time.NewTicker(h.every.beat)
 	defer beat.Stop()
-	defer remember.Stop()
 	for err = h.beat(ctx, false); err == nil && ctx.Err() == nil; {
 		select {
 		case <-ctx.Done():
 		case <-table.Done():
 			err = table.Err()
 		case <-beat.C:
-			err = h.beat(ctx, false)
+			h.adopt(time.Now())
+			err = errors.Join(h.remember(ctx), h.beat(ctx, false))
 		case <-h.facts.news:
 			err = h.beat(ctx, false)
 			select { // what follows shares the next one
 			case <-ctx.Done():
 			case <-time.After(min(afterNews, h.every.beat)):
 			}
-		case <-remember.C:
-			h.adopt(time.Now())
-			err = h.remember(ctx)
 		}
 	}
 	if ctx.Err() == nil {

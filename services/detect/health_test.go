@@ -21,7 +21,7 @@ import (
 )
 
 var hasty = intervals{
-	beat: 100 * time.Millisecond, remember: 100 * time.Millisecond, alive: 3 * time.Second, differ: 500 * time.Millisecond,
+	beat: 100 * time.Millisecond, alive: 3 * time.Second, differ: 500 * time.Millisecond,
 	adopt: 4 * time.Second, look: 50 * time.Millisecond,
 }
 
@@ -189,7 +189,7 @@ func TestIllRules(t *testing.T) {
 	if head := r.statuses()["one/0"]; head == nil || !head.Stopped {
 		t.Errorf("a clean stop does not say so: %+v", head)
 	}
-	s, stop := r.detecting("one", dir, hasty)
+	_, stop = r.detecting("one", dir, hasty)
 	send("user.session.start", at.AddDate(0, 0, 31), 2)
 	send("user.session.end", at.AddDate(0, 0, 31), 60)
 	want := map[string]int{
@@ -242,7 +242,7 @@ func TestIllRules(t *testing.T) {
 				t.Errorf("failing: %s", detail)
 			}
 		case "rule-hidden-by-exceptions hidden":
-			if detail != `"kept away by everybody (60)"` && !strings.Contains(detail, "everybody (") {
+			if !strings.HasPrefix(detail, `"kept away by everybody (`) {
 				t.Errorf("hidden: %s", detail)
 			}
 		case "rule-exception-expired lapsed":
@@ -273,7 +273,6 @@ func TestIllRules(t *testing.T) {
 			ids[k] = true
 		}
 	}
-	_ = s
 }
 
 // TestRulesDiffer starts two instances with different rules; nothing is said of it for a while, then once.

@@ -313,9 +313,9 @@ func (t *stateTask) raise(out *bus.Emit, i illness, now time.Time) (fresh bool, 
 	if about != "" {
 		title += ": " + about
 	}
-	dedup := []string{i.rule, day}
-	if i.slow { // one alert for all rules of the day: nobody reads a hundred of them
-		dedup = []string{day}
+	dedup := []string{day}
+	if about != "" && !i.slow { // slow ones of a day make one alert for all rules: nobody reads a hundred
+		dedup = []string{about, day}
 	}
 	det := i.Detection(finding.About{
 		Org: i.org, Of: append([]string{i.rule}, i.of...), Key: dedup, At: now, Title: title,
