@@ -41,6 +41,7 @@ type facts struct {
 type orgFacts struct {
 	org           string
 	since, newest int64
+	settled       bool // the rules that were in force when it came are noted: others came later
 	types         map[string]*int64
 	rules         map[string]*ruleFacts
 }
@@ -99,7 +100,10 @@ func (f *facts) of(org string) *orgFacts {
 func (o *orgFacts) rule(id string) *ruleFacts {
 	r := o.rules[id]
 	if r == nil {
-		r = &ruleFacts{since: o.newest}
+		r = &ruleFacts{since: o.since}
+		if o.settled {
+			r.since = o.newest
+		}
 		o.rules[strings.Clone(id)] = r
 	}
 	return r
@@ -229,6 +233,7 @@ func (f *facts) use(set *rule.Set) {
 			r.hash = c.ContentHash
 			f.changed = true
 		}
+		o.settled = true
 		maps.DeleteFunc(o.rules, func(id string, _ *ruleFacts) bool { return !now[id] })
 	}
 	if len(f.orgs) > 0 {
@@ -247,6 +252,7 @@ func (f *facts) add(st *record.RuleStatus) {
 				o.since = at
 			}
 			o.newest = max(o.newest, x.Newest.UnixMilli())
+			o.settled = true
 		}
 	}
 	for _, x := range st.Types {
