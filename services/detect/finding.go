@@ -46,6 +46,12 @@ var (
 		Description: "The 99th percentile of the time that judging one event, or one group of events held, by the rule takes is over detect.rules.budget.",
 		Runbook:     "Test cheap texts such as event.eventType first, filter before comprehensions, narrow the window or group by more. Or raise detect.rules.budget.",
 	}, when: "The p99 of a sample of at least 500 is over detect.rules.budget in a running instance."}
+	findImpossible = ruleFinding{Finding: finding.Finding{
+		Kind: finding.RuleHealth, Name: "rule-cannot-fire", Severity: 3,
+		Title:       "A rule can never find anything",
+		Description: "The conditions of the rule, or of a step it needs, contradict each other: no event type fulfils them.",
+		Runbook:     "Look at the rule's where and those of its steps: an event has one type. oktawatch rules show prints the types that wake the rule.",
+	}, when: "No event type can fulfil the rule's filter, or the filter together with a step that must happen."}
 	findUnknownType = ruleFinding{Finding: finding.Finding{
 		Kind: finding.RuleHealth, Name: "rule-unknown-event-type", Severity: 2,
 		Title:       "A rule waits for an event type that Okta does not list",
@@ -55,9 +61,9 @@ var (
 	findUnseen = ruleFinding{Finding: finding.Finding{
 		Kind: finding.RuleHealth, Name: "rule-types-unseen", Severity: 1,
 		Title:       "A rule depends on event types that do not come",
-		Description: "None of the event types the rule is bound to has come from this org for detect.rules.quiet_days.",
+		Description: "None of the event types that the rule, or a step it needs, is bound to has come from this org for detect.rules.quiet_days.",
 		Runbook:     "Expected where the org does not use that part of Okta: set the rule's mode to disabled for the org by an overlay. Else look why the events do not come.",
-	}, slow: true, when: "An org is known for detect.rules.quiet_days of event time, and none of the rule's event types has come in them."}
+	}, slow: true, when: "An org is known for detect.rules.quiet_days of event time, and none of the event types of the rule, or of a step that must happen, has come in them."}
 	findNever = ruleFinding{Finding: finding.Finding{
 		Kind: finding.RuleHealth, Name: "rule-never-matched", Severity: 1,
 		Title:       "A rule has never matched",
@@ -87,7 +93,7 @@ var (
 // ruleFindings lists them all: docs/rule-health.md has a row for each, and metrics a series.
 func ruleFindings() []ruleFinding {
 	return []ruleFinding{
-		findRefused, findFailing, findHidden, findDiffer, findLimited, findUnknown, findCostly, findUnknownType, findExpired, findUnseen, findNever,
+		findRefused, findFailing, findImpossible, findHidden, findDiffer, findLimited, findUnknown, findCostly, findUnknownType, findExpired, findUnseen, findNever,
 	}
 }
 

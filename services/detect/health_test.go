@@ -136,6 +136,24 @@ detection:
 exceptions:
   - {name: for a while, when: event.actor.id == "nobody", reason: a project, expires: "2026-01-09"}
 ---
+id: impossible
+title: Two types at once
+severity: low
+detection:
+  kind: match
+  where: event.eventType == "user.session.start" && event.eventType == "user.session.end"
+---
+id: steps
+title: Its second step does not come
+severity: low
+detection:
+  kind: sequence
+  group_by: {user: event.actor.id}
+  window: 1h
+  steps:
+    - {id: one, where: event.eventType == "user.session.start"}
+    - {id: two, where: event.eventType == "user.lifecycle.delete.completed"}
+---
 id: off
 title: Not run
 severity: low
@@ -180,7 +198,7 @@ func TestIllRules(t *testing.T) {
 	send("user.session.end", at.AddDate(0, 0, 20), 60)
 	bustest.Until(t, 20*time.Second, func() error {
 		for _, st := range r.statuses() {
-			if st.Part > 0 && len(st.Orgs) == 1 && len(st.Seen) == 7 && len(st.Types) == 2 && len(st.Exceptions) == 1 && st.Exceptions[0].Used == 60 {
+			if st.Part > 0 && len(st.Orgs) == 1 && len(st.Seen) == 9 && len(st.Types) == 2 && len(st.Exceptions) == 1 && st.Exceptions[0].Used == 60 {
 				return nil
 			}
 		}
@@ -199,7 +217,9 @@ func TestIllRules(t *testing.T) {
 		"rule-failing fails-later":              1,
 		"rule-unknown-event-type misspelt":      1,
 		"rule-unknown-event-type pattern":       1,
+		"rule-cannot-fire impossible":           1,
 		"rule-types-unseen unseen eval":         1,
+		"rule-types-unseen steps eval":          1,
 		"rule-types-unseen pattern eval":        1,
 		"rule-never-matched misspelt eval":      1,
 		"rule-never-matched fails eval":         1,

@@ -137,6 +137,9 @@ func (x *illnesses) ofRules() {
 				continue
 			}
 			told[c.ID+"\x00"+c.ContentHash] = true
+			if impossible(c) {
+				x.add(findImpossible, "", c.ID, "no event type fulfils its conditions")
+			}
 			for _, t := range c.Types.Exact {
 				if seen[t] || eventtype.Known(t) {
 					continue
@@ -155,6 +158,11 @@ func (x *illnesses) ofRules() {
 			}
 		}
 	}
+}
+
+// impossible tells whether no event type fulfils what a rule needs.
+func impossible(c *rule.Compiled) bool {
+	return slices.ContainsFunc(c.Needs(), func(n rule.EventTypes) bool { return !n.All && len(n.Exact)+len(n.Globs) == 0 })
 }
 
 // ofOrg are what an org's events say of its rules.
@@ -189,10 +197,13 @@ func (x *illnesses) ofOrg(org string, o *orgFacts) {
 				continue
 			}
 		}
+		if o.since > from || impossible(c) {
+			continue
+		}
+		missing := slices.DeleteFunc(c.Needs(), func(n rule.EventTypes) bool { return n.All || o.has(n, from) })
 		switch {
-		case o.since > from:
-		case c.Bound() && !o.has(c.Types, from):
-			x.add(findUnseen, org, c.ID, fmt.Sprintf("in %s none of %s", days, list(slices.Concat(c.Types.Exact, c.Types.Globs))))
+		case len(missing) > 0:
+			x.add(findUnseen, org, c.ID, fmt.Sprintf("in %s none of %s", days, list(slices.Concat(missing[0].Exact, missing[0].Globs))))
 		case r.hits == 0 && r.since <= from:
 			x.add(findNever, org, c.ID, fmt.Sprintf("in force since %s; its filter took %d event(s)", moment(r.since).Format(time.DateOnly), r.taken))
 		}
