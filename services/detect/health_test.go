@@ -296,6 +296,46 @@ func TestIllRules(t *testing.T) {
 	}
 }
 
+// TestIllRulesKilled kills instances over and over while there is something to tell: each finding stands once.
+func TestIllRulesKilled(t *testing.T) {
+	r := newStateRig(t)
+	dir := t.TempDir()
+	rulesOf(t, dir, illRules)
+	const files = 30
+	for i := range files {
+		id := fmt.Sprintf("broken-%d", i)
+		write(t, filepath.Join(dir, "site", id+".yaml"), strings.Replace(brokenRule, "id: broken", "id: "+id, 1))
+	}
+	n := 0
+	for round := range 8 {
+		one, two := spawn(t, r.b, "one", childRules+"="+dir), spawn(t, r.b, "two", childRules+"="+dir)
+		for end := time.Now().Add(time.Duration(300+150*round) * time.Millisecond); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			n++
+			log := event(t, n, "user.session.start")
+			log.Outcome.Reason = ""
+			r.put(topics.SystemLog, "eval/u", log)
+		}
+		kill(one)
+		kill(two)
+	}
+	spawn(t, r.b, "one", childRules+"="+dir)
+	bustest.Until(t, 40*time.Second, func() error {
+		got := r.health()
+		if got["rule-refused"] < files || got["rule-failing fails"] == 0 || got["rule-failing fails-later"] == 0 {
+			return fmt.Errorf("%v", got)
+		}
+		return nil
+	})
+	time.Sleep(time.Second)
+	got := r.health()
+	for what, n := range got {
+		if want := map[string]int{"rule-refused": files}[what]; n != max(want, 1) {
+			t.Errorf("%s stands %d times", what, n)
+		}
+	}
+	t.Logf("%d events, 16 kills: %d findings, each once", n, len(got)-1+files)
+}
+
 // TestRulesDiffer starts two instances with different rules; nothing is said of it for a while, then once.
 func TestRulesDiffer(t *testing.T) {
 	r := newStateRig(t)
