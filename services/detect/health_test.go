@@ -73,7 +73,7 @@ func (r *stateRig) statuses() map[string]*record.RuleStatus {
 
 func rulesOf(t *testing.T, dir, text string) {
 	t.Helper()
-	for _, doc := range strings.Split(text, "---\n") {
+	for doc := range strings.SplitSeq(text, "---\n") {
 		id, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimSpace(doc), "id: "), "\n")
 		write(t, filepath.Join(dir, "site", id+".yaml"), strings.TrimSpace(doc)+"\n")
 	}
