@@ -63,7 +63,7 @@ type health struct {
 
 	restored bool
 	written  int             // own parts on the topic, from 1 on
-	gone     map[string]bool // keys of instances whose memory was taken over and that are to be deleted
+	gone     map[string]bool // keys of records that were taken over, until the topic has them no more; true: deleted
 }
 
 func newHealth(s *Service) *health {
@@ -261,11 +261,14 @@ func (h *health) remember(ctx context.Context) error {
 		}
 	}
 	h.written = len(parts)
-	for key := range h.gone {
+	for key, deleted := range h.gone {
+		if deleted {
+			continue
+		}
 		if err := sender.Send(ctx, topics.RuleStatus, key, nil); err != nil {
 			return err
 		}
-		delete(h.gone, key)
+		h.gone[key] = true
 	}
 	return nil
 }
@@ -286,20 +289,24 @@ func (h *health) adopt(now time.Time) {
 			return
 		}
 	}
+	maps.DeleteFunc(h.gone, func(key string, deleted bool) bool {
+		st := states[key]
+		return deleted && (st == nil || now.Sub(st.HeartbeatAt) < h.every.adopt)
+	})
 	for id, at := range heard {
 		if id == me || now.Sub(at) < h.every.adopt {
 			continue
 		}
 		for _, st := range ofInstance(states, id) {
 			key := statusKey(id, int(st.Part))
-			if h.gone[key] {
+			if _, ok := h.gone[key]; ok {
 				continue
 			}
 			if st.Part > 0 {
 				h.facts.add(st)
 			}
 			h.facts.again()
-			h.gone[key] = true
+			h.gone[key] = false
 		}
 	}
 }
