@@ -398,6 +398,44 @@ func TestAdopt(t *testing.T) {
 	})
 }
 
+// TestWhatRulesMetIsShown: a rule with memory takes events, finds something and gets an event too late; a match rule has an exception.
+func TestWhatRulesMetIsShown(t *testing.T) {
+	r := newStateRig(t)
+	dir := t.TempDir()
+	rulesOf(t, dir, sprayRule+"---\n"+strings.Split(illRules, "---\n")[5]) // hidden
+	r.detecting("one", dir, nil)
+	for i := range 6 {
+		r.put(topics.SystemLog, "eval/u", failure(t, i, fmt.Sprintf("user%d@example.com", i), "203.0.113.7"))
+	}
+	r.put(topics.SystemLog, "eval/u", event(t, 7, "user.session.end"))
+	seen := func(want record.RuleSeen, used int64) {
+		t.Helper()
+		bustest.Until(t, 20*time.Second, func() error {
+			var got record.RuleSeen
+			excepted := int64(0)
+			for _, st := range r.statuses() {
+				for _, x := range st.Seen {
+					if x.RuleID == "password-spray" {
+						got = x
+					}
+				}
+				for _, x := range st.Exceptions {
+					excepted += x.Used
+				}
+			}
+			if got.Taken != want.Taken || got.Hits < want.Hits || got.Late != want.Late || excepted != used || got.HitAt == nil {
+				return fmt.Errorf("%+v, %d excepted", got, excepted)
+			}
+			return nil
+		})
+	}
+	seen(record.RuleSeen{Taken: 6, Hits: 1}, 1)
+	r.cursor("acme", "eval", liveLane, pollKind, at.Add(time.Hour), false)
+	r.awaitClock("eval", liveLane, at.Add(time.Hour), false)
+	r.put(topics.SystemLog, "eval/u", failure(t, 8, "user8@example.com", "203.0.113.7"))
+	seen(record.RuleSeen{Taken: 7, Hits: 1, Late: 1}, 1)
+}
+
 // TestNoStatusTopic: where the topic is missing the rules judge all the same.
 func TestNoStatusTopic(t *testing.T) {
 	r := newRig(t, Config{})

@@ -161,7 +161,7 @@ const (
 	childRegistry = "DETECT_CHILD_REGISTRY"
 	childPrefix   = "DETECT_CHILD_PREFIX"
 	childInstance = "DETECT_CHILD_INSTANCE"
-	childRules    = "DETECT_CHILD_RULES" // set: it judges by these instead
+	childRules    = "DETECT_CHILD_RULES" // a folder: it judges by the rules there instead
 )
 
 func child() {
@@ -172,15 +172,14 @@ func child() {
 	var s *Service
 	switch dir := os.Getenv(childRules); {
 	case err != nil:
-	case dir != "":
-		s, err = New(Config{RulesDir: dir}, Deps{Log: bustest.Logger(), Bus: b, Pack: rules.FS})
-		if err == nil {
-			s.health.every = hasty
-		}
-	default:
+	case dir == "":
 		s, err = tallying(b)
+	default:
+		builtin := false
+		s, err = New(Config{RulesDir: dir, Rules: Rules{Builtin: &builtin}}, Deps{Log: bustest.Logger(), Bus: b, Pack: rules.FS})
 	}
 	if err == nil {
+		s.health.every = hasty
 		err = s.Run(context.Background())
 	}
 	fmt.Fprintln(os.Stderr, err)
