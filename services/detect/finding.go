@@ -1,6 +1,7 @@
 package detect
 
 import (
+	"cmp"
 	"strconv"
 	"time"
 
@@ -95,6 +96,18 @@ func ruleFindings() []ruleFinding {
 	return []ruleFinding{
 		findRefused, findFailing, findImpossible, findHidden, findDiffer, findLimited, findUnknown, findCostly, findUnknownType, findExpired, findUnseen, findNever,
 	}
+}
+
+// Lasts is how long a finding about a rule may hold after it was told: later it would have been told again. quietDays is
+// detect.rules.quiet_days, zero its default.
+func Lasts(name string, quietDays int) time.Duration {
+	days := 1
+	for _, f := range ruleFindings() {
+		if f.Name == name && f.slow {
+			days = max(cmp.Or(quietDays, defaultQuietDays), 1)
+		}
+	}
+	return time.Duration(days+1) * 24 * time.Hour
 }
 
 // aboutRule is what a finding of one partition is about: one a rule, partition and UTC day; all of a rule's day are in one alert. at is a

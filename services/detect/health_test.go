@@ -595,3 +595,15 @@ func TestEveryFindingIsDocumented(t *testing.T) {
 		t.Errorf("the table of docs/rule-health.md is not the list of findings. It should be:\n%s", want.String())
 	}
 }
+
+func TestLasts(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		quiet int
+		want  int // days
+	}{{findFailing.Name, 7, 2}, {findUnseen.Name, 7, 8}, {findUnseen.Name, 0, 31}, {"not one of ours", 7, 2}} {
+		if got := Lasts(tc.name, tc.quiet); got != time.Duration(tc.want)*24*time.Hour {
+			t.Errorf("%s lasts %v, want %d days", tc.name, got, tc.want)
+		}
+	}
+}

@@ -30,7 +30,7 @@ type ruleStatus struct {
 	Withdrawn   int            `json:"withdrawn"`
 	LastHit     time.Time      `json:"last_hit,omitzero"`
 	Judged      map[string]int `json:"judged_by"` // content hash to detections whose last update it wrote
-	Findings    []string       `json:"findings"`  // of kind rule_health that the topic has about it
+	Findings    []string       `json:"findings"`  // names of findings about it that were told so lately that they may still hold
 	Notes       []string       `json:"notes"`
 	report
 }
@@ -140,6 +140,10 @@ instance). They report each 15 seconds. Findings of kind rule_health come last.`
 					return err
 				}
 			}
+			cfg, err := t.settings()
+			if err != nil {
+				return err
+			}
 			set, err := t.rulesInForce(dir)
 			if err != nil {
 				return err
@@ -152,7 +156,7 @@ instance). They report each 15 seconds. Findings of kind rule_health come last.`
 			if err != nil {
 				return err
 			}
-			s, err := statusOf(cmd.Context(), r, opts, set, time.Now())
+			s, err := statusOf(cmd.Context(), r, opts, set, cfg.Detect.Rules.QuietDays, time.Now())
 			if err != nil {
 				return err
 			}
@@ -169,7 +173,7 @@ instance). They report each 15 seconds. Findings of kind rule_health come last.`
 }
 
 // statusOf counts the detections of the live lane by rule.
-func statusOf(ctx context.Context, r *tail.Reader, opts tail.Options, set *rule.Set, now time.Time) (*statusOfRules, error) {
+func statusOf(ctx context.Context, r *tail.Reader, opts tail.Options, set *rule.Set, quietDays int, now time.Time) (*statusOfRules, error) {
 	type last struct {
 		rule, hash string
 		update     int64
@@ -260,7 +264,7 @@ func statusOf(ctx context.Context, r *tail.Reader, opts tail.Options, set *rule.
 		}
 	}
 	for _, h := range ill {
-		if s := rules[h.RuleID]; s != nil {
+		if s := rules[h.RuleID]; s != nil && now.Sub(h.At) < detect.Lasts(h.Finding, quietDays) {
 			s.Findings = append(s.Findings, h.Finding)
 		}
 	}
