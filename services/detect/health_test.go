@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -449,7 +451,8 @@ func TestDiffersForAMinute(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := New(Config{}, Deps{Bus: b, Pack: rules.FS, Metrics: metrics.NewSet()})
+	set := metrics.NewSet()
+	s, err := New(Config{}, Deps{Bus: b, Pack: rules.FS, Metrics: set})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -485,6 +488,14 @@ func TestDiffersForAMinute(t *testing.T) {
 	} {
 		if got := look(step.after, step.hashes); got != step.want {
 			t.Errorf("after %v %v: differ %v", step.after, step.hashes, got)
+		}
+		page := httptest.NewRecorder()
+		set.Handler().ServeHTTP(page, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+		for _, f := range ruleFindings() {
+			line := fmt.Sprintf("oktawatch_detect_ill_rules{finding=%q} %d\n", f.Name, map[bool]int{true: 1}[step.want && f.Name == findDiffer.Name])
+			if !strings.Contains(page.Body.String(), line) {
+				t.Errorf("after %v there is no %s", step.after, line)
+			}
 		}
 	}
 }
