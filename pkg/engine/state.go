@@ -71,6 +71,7 @@ type State struct {
 	buf      []byte
 	last     map[string]int64
 	from     int64 // hits before it are as they were
+	meter    meter
 }
 
 // StateOption changes a State.
@@ -570,8 +571,10 @@ func (s *State) Flush() Output {
 		if g.gone {
 			continue
 		}
+		s.meter.next(g.m.id)
 		s.process(g)
 	}
+	s.meter.stop()
 	s.queue = emptied(s.queue)
 	s.closing = false
 	out := s.out

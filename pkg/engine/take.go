@@ -22,6 +22,7 @@ func (m *Matcher) Take(v *record.SystemLogView, at Place) []*record.Match {
 	var out []*record.Match
 	m.event.Reset(v)
 	for _, c := range rules {
+		m.meter.next(c.ID)
 		if !c.Judges(derived.Partial) || derived.Seed && !TakesSeeds(c) {
 			continue
 		}
@@ -68,6 +69,7 @@ func (m *Matcher) Take(v *record.SystemLogView, at Place) []*record.Match {
 			out = append(out, mt)
 		}
 	}
+	m.meter.stop()
 	return out
 }
 

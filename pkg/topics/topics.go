@@ -130,6 +130,11 @@ var (
 		Partitioner: ByKey, Cleanup: Compact, MaxBytes: oneMiB,
 		Writers: []string{Ingest}, Readers: []string{AlertSvc, Detect, Console, CLI},
 	}
+	RuleStatus = Topic{
+		Name: "oktawatch.rule-status.v1", Doc: "Heartbeats of detect instances, and what their rules met.", Key: "<instance id>/<part>", Record: "rule_status",
+		Partitioner: ByKey, Cleanup: Compact, MaxBytes: oneMiB,
+		Writers: []string{Detect}, Readers: []string{Detect, Console, CLI},
+	}
 	UserProfiles = Topic{
 		Name: "okta.profiles.user.v1", Doc: "Okta users as last seen.", Key: "<org>/<user id>", Record: "user_profile",
 		Partitioner: ByKey, Cleanup: Compact, MaxBytes: oneMiB,
@@ -177,7 +182,7 @@ func redrive(service, stage string, input Topic) Topic {
 func named() []Topic {
 	return []Topic{
 		Raw, SystemLog, Matches, Detections, DetectionsOCSF, Alerts, AlertCommands, Silences, Sources, SourceCommands, Cursors,
-		SourceStatus, UserProfiles, DeviceProfiles, Audit, NormalizeDedupState, DetectStateState, AlertStateState,
+		SourceStatus, RuleStatus, UserProfiles, DeviceProfiles, Audit, NormalizeDedupState, DetectStateState, AlertStateState,
 		NormalizeDedupRedrive, DetectMatchRedrive, DetectStateRedrive, AlertStateRedrive,
 	}
 }

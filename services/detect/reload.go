@@ -49,6 +49,7 @@ func (s *Service) load() error {
 	s.mu.Unlock()
 	old := s.current.Swap(&generation{set, problems})
 	s.m.forget()
+	s.health.use(set)
 	known := map[string]bool{}
 	if old != nil {
 		for _, p := range old.problems {
@@ -167,6 +168,11 @@ type instruments struct {
 	late       *metrics.Counter
 	limits     *metrics.Counter
 	unread     *metrics.Counter
+	findings   *metrics.Counter
+	ill        *metrics.Gauge
+	cost       *metrics.Gauge
+	instances  *metrics.Gauge
+	packs      *metrics.Gauge
 	said       *sayOnce
 }
 
@@ -185,6 +191,11 @@ func newInstruments(m *metrics.Set) instruments {
 		late:       m.Counter("oktawatch_detect_late_total", "Events that came to a windowed rule after their time was decided, by rule.", "rule"),
 		limits:     m.Counter("oktawatch_detect_limits_total", "Times a limit of what a windowed rule holds was reached, by rule.", "rule"),
 		unread:     m.Counter("oktawatch_detect_evidence_unread_total", "Events of evidence that the broker did not give back in time."),
+		findings:   m.Counter("oktawatch_detect_findings_total", "Findings raised about rules.", "finding"),
+		ill:        m.Gauge("oktawatch_detect_ill_rules", "What is wrong with rules now, told or not, by finding; at the owner of partition 0 of the state stage.", "finding"),
+		cost:       m.Gauge("oktawatch_detect_rule_cost_p99_seconds", "99th percentile of the time that judging one event takes, by rule, from a sample.", "rule"),
+		instances:  m.Gauge("oktawatch_detect_instances", "Instances of detect that run; at the owner of partition 0 of the state stage."),
+		packs:      m.Gauge("oktawatch_detect_packs", "Different sets of rules in force among them; more than 1 for a minute is a finding."),
 		said:       &sayOnce{said: map[string]bool{}},
 	}
 }
