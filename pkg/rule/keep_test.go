@@ -22,11 +22,11 @@ func TestKept(t *testing.T) {
 		if t = structOf(t); t == nil {
 			return
 		}
-		for i := range t.NumField() {
-			name, _, _ := strings.Cut(t.Field(i).Tag.Get("avro"), ",")
+		for field := range t.Fields() {
+			name, _, _ := strings.Cut(field.Tag.Get("avro"), ",")
 			if f := (readField{t.Name(), name}); !all[f] {
 				all[f] = true
-				walk(t.Field(i).Type)
+				walk(field.Type)
 			}
 		}
 	}
