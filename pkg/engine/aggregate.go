@@ -5,7 +5,6 @@ import (
 	"maps"
 	"math"
 	"slices"
-	"sort"
 
 	"github.com/oktawatch/oktawatch/pkg/rule"
 )
@@ -43,7 +42,7 @@ func (a *accumulator) reset(types []rule.AggregateType) {
 
 func (a *accumulator) apply(h *held, sign int64) {
 	a.count += sign
-	b := h.blob[:h.values]
+	b := h.values
 	for i := range a.types {
 		v := &a.vals[i]
 		t := a.types[i]
@@ -140,7 +139,7 @@ func (a *accumulator) read(out []rule.Value, events func(func(h *held))) []rule.
 func (a *accumulator) rescan(i int, events func(func(h *held))) {
 	first := true
 	events(func(h *held) {
-		b := h.blob[:h.values]
+		b := h.values
 		for j := 0; j <= i; j++ {
 			there, number, rest := rule.ReadValue(a.types[j], b, func([]byte) {})
 			b = rest
@@ -167,35 +166,38 @@ func (s *State) aggregate(g *group, from, to int64) {
 	settle := m.c.Detection.Settle.Milliseconds()
 	start := 0
 	if from != ever {
-		start = sort.Search(len(g.events), func(i int) bool { return g.events[i].time+settle >= from })
+		start = g.timeAfter(from - settle - 1)
 	}
 	a := &s.agg
 	a.reset(m.c.AggregateTypes)
 	lo, hi := -1, 0
 	past := pastBuckets{s: s, g: g}
-	ev := g.events
-	for i := start; i < len(ev); i++ {
-		if ev[i].bits&bitSeed != 0 || i+1 < len(ev) && ev[i+1].time == ev[i].time && laterJudged(ev, i) {
+	n := g.len()
+	var e held
+	for i := start; i < n; i++ {
+		if g.bits(i)&bitSeed != 0 || i+1 < n && g.time(i+1) == g.time(i) && g.laterJudged(i) {
 			continue
 		}
-		t := ev[i].time + settle
+		t := g.time(i) + settle
 		if t > to {
 			break
 		}
 		reach := m.reach(t)
 		if lo < 0 {
-			lo = sort.Search(len(ev), func(i int) bool { return ev[i].time > reach })
+			lo = g.timeAfter(reach)
 			hi = lo
 		}
-		for hi < len(ev) && ev[hi].time <= t {
-			if ev[hi].bits&bitSeed == 0 {
-				a.apply(&ev[hi], 1)
+		for hi < n && g.time(hi) <= t {
+			if g.bits(hi)&bitSeed == 0 {
+				g.read(hi, &e)
+				a.apply(&e, 1)
 			}
 			hi++
 		}
-		for lo < hi && ev[lo].time <= reach {
-			if ev[lo].bits&bitSeed == 0 {
-				a.apply(&ev[lo], -1)
+		for lo < hi && g.time(lo) <= reach {
+			if g.bits(lo)&bitSeed == 0 {
+				g.read(lo, &e)
+				a.apply(&e, -1)
 			}
 			lo++
 		}
@@ -226,9 +228,10 @@ func (s *State) aggregate(g *group, from, to int64) {
 }
 
 // laterJudged tells whether an event of the same time that is no seed comes behind i.
-func laterJudged(ev []held, i int) bool {
-	for j := i + 1; j < len(ev) && ev[j].time == ev[i].time; j++ {
-		if ev[j].bits&bitSeed == 0 {
+func (g *group) laterJudged(i int) bool {
+	t := g.time(i)
+	for j := i + 1; j < g.len() && g.time(j) == t; j++ {
+		if g.bits(j)&bitSeed == 0 {
 			return true
 		}
 	}
@@ -239,7 +242,7 @@ func laterJudged(ev []held, i int) bool {
 func (s *State) read(g *group, h *hit) {
 	c := g.m.c
 	h.last = h.hi - 1
-	for h.last > h.lo && g.events[h.last].bits&bitSeed != 0 {
+	for h.last > h.lo && g.bits(int(h.last))&bitSeed != 0 {
 		h.last--
 	}
 	hit := &s.hit
@@ -249,11 +252,11 @@ func (s *State) read(g *group, h *hit) {
 	hit.Steps, hit.Recent, hit.Base = nil, nil, nil
 	lo, hi := h.lo, h.hi
 	hit.Agg = s.agg.read(hit.Agg, func(each func(*held)) {
-		for n := lo; n < hi; n++ {
-			if g.events[n].bits&bitSeed == 0 {
-				each(&g.events[n])
+		g.each(int(lo), int(hi), func(h *held) {
+			if h.bits&bitSeed == 0 {
+				each(h)
 			}
-		}
+		})
 	})
 	if c.ReadsEvent {
 		hit.Event = s.lens.event(s, g, h.last)
@@ -272,11 +275,11 @@ func (s *State) read(g *group, h *hit) {
 // window makes what expressions over a hit of an aggregate see, from the events.
 func (s *State) window(g *group, h *hit) {
 	s.agg.reset(g.m.c.AggregateTypes)
-	for n := h.lo; n < h.hi; n++ {
-		if g.events[n].bits&bitSeed == 0 {
-			s.agg.apply(&g.events[n], 1)
+	g.each(int(h.lo), int(h.hi), func(h *held) {
+		if h.bits&bitSeed == 0 {
+			s.agg.apply(h, 1)
 		}
-	}
+	})
 	s.read(g, h)
 	if g.m.c.Detection.Baseline > 0 {
 		past := pastBuckets{s: s, g: g}
@@ -307,21 +310,17 @@ func (p *pastBuckets) of(t int64) (recent, base []any) {
 	var in, before []bucket
 	for _, old := range p.g.buckets {
 		if i := floorDiv(old.start, b); i >= now-n-nb+1 && i <= now-n {
-			if mixed, ok := p.at(i, math.MaxInt64, true); ok && old.start <= p.g.events[len(p.g.events)-1].time {
+			if mixed, ok := p.at(i, math.MaxInt64, true); ok && old.start <= p.g.time(p.g.len()-1) {
 				before = append(before, merge(p.g.m.c.AggregateTypes, old, mixed))
 				continue
 			}
 			before = append(before, old)
 		}
 	}
-	ev := p.g.events
-	for i := 0; i < len(ev); {
-		k := floorDiv(ev[i].time, b)
-		end := i
-		for end < len(ev) && floorDiv(ev[end].time, b) == k {
-			end++
-		}
-		i = end
+	g := p.g
+	for i := 0; i < g.len(); {
+		k := floorDiv(g.time(i), b)
+		i = g.timeAfter((k+1)*b - 1)
 		switch {
 		case k > now || k < now-n-nb+1:
 		case k > now-n:
@@ -354,10 +353,8 @@ func (p *pastBuckets) at(k, until int64, seeds bool) (bucket, bool) {
 		}
 	}
 	b := p.g.m.c.Detection.Bucket.Milliseconds()
-	ev := p.g.events
-	lo := sort.Search(len(ev), func(i int) bool { return ev[i].time >= k*b })
-	hi := sort.Search(len(ev), func(i int) bool { return ev[i].time >= (k+1)*b || ev[i].time > until })
-	one := p.s.bucketOf(p.g, k*b, ev[lo:max(lo, hi)], seeds)
+	lo, hi := p.g.timeAfter(k*b-1), p.g.timeAfter(min((k+1)*b-1, until))
+	one := p.s.bucketOf(p.g, k*b, lo, max(lo, hi), seeds)
 	if until == math.MaxInt64 {
 		if p.made == nil {
 			p.made = map[int64]bucket{}
@@ -368,16 +365,16 @@ func (p *pastBuckets) at(k, until int64, seeds bool) (bucket, bool) {
 }
 
 // bucketOf computes every aggregate over some events; without any the bucket has no numbers.
-func (s *State) bucketOf(g *group, start int64, events []held, seeds bool) bucket {
+func (s *State) bucketOf(g *group, start int64, lo, hi int, seeds bool) bucket {
 	types := g.m.c.AggregateTypes
 	out := bucket{start: start}
 	var a accumulator
 	a.reset(types)
-	for i := range events {
-		if seeds || events[i].bits&bitSeed == 0 {
-			a.apply(&events[i], 1)
+	g.each(lo, hi, func(h *held) {
+		if seeds || h.bits&bitSeed == 0 {
+			a.apply(h, 1)
 		}
-	}
+	})
 	if a.count == 0 {
 		return out
 	}
@@ -472,12 +469,9 @@ func (s *State) foldBuckets(g *group, n int) {
 	b := g.m.c.Detection.Bucket.Milliseconds()
 	buckets := slices.Clone(g.buckets)
 	for i := 0; i < n; {
-		k := floorDiv(g.events[i].time, b)
-		end := i
-		for end < n && floorDiv(g.events[end].time, b) == k {
-			end++
-		}
-		one := s.bucketOf(g, k*b, g.events[i:end], true)
+		k := floorDiv(g.time(i), b)
+		end := min(g.timeAfter((k+1)*b-1), n)
+		one := s.bucketOf(g, k*b, i, end, true)
 		i = end
 		at, found := slices.BinarySearchFunc(buckets, one.start, func(o bucket, t int64) int { return cmp.Compare(o.start, t) })
 		if found {

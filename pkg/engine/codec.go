@@ -11,31 +11,31 @@ import (
 	"github.com/oktawatch/oktawatch/pkg/rule"
 )
 
-// heldOf reads what Take wrote into a Match.
-func heldOf(c *rule.Compiled, m *record.Match) (held, error) {
-	h := held{
-		time: m.Time.UnixMilli(), uuid: strings.Clone(m.UUID), partition: m.Partition, offset: m.Offset,
+// heldOf reads what Take wrote into a Match. What is held points into the Match.
+func heldOf(h *held, c *rule.Compiled, m *record.Match) error {
+	*h = held{
+		time: m.Time.UnixMilli(), partition: m.Partition, offset: m.Offset,
 		copy: uint8(min(max(m.Copy, 1), 255)), //nolint:gosec // 1 to 255
 	}
 	flags, n := binary.Uvarint(m.Fields)
 	if n <= 0 {
-		return h, fmt.Errorf("match of event %s for rule %s: its fields are broken", m.UUID, m.RuleID)
+		return fmt.Errorf("match of event %s for rule %s: its fields are broken", m.UUID, m.RuleID)
 	}
 	b := m.Fields[n:]
 	size, n := binary.Uvarint(b)
 	if n <= 0 || size > uint64(len(b)-n) {
-		return h, fmt.Errorf("match of event %s for rule %s: its fields are broken", m.UUID, m.RuleID)
+		return fmt.Errorf("match of event %s for rule %s: its fields are broken", m.UUID, m.RuleID)
 	}
-	h.flags, h.values = uint32(flags), uint32(size) //nolint:gosec // bounded by what was written
-	h.blob = append([]byte(nil), b[n:]...)
+	b = b[n:]
+	h.flags, h.values, h.payload = uint32(flags), b[:size], b[size:] //nolint:gosec // as written
 	if len(c.Detection.SeenBefore) > 0 {
 		key := make([]string, len(c.Detection.GroupBy))
 		for i, p := range c.Detection.GroupBy {
 			key[i] = m.Key[p.Name]
 		}
-		h.sub = groupText(c, key, false)
+		h.sub = []byte(groupText(c, key, false))
 	}
-	set := func(bit uint8, is bool) {
+	set := func(bit uint16, is bool) {
 		if is {
 			h.bits |= bit
 		}
@@ -48,7 +48,8 @@ func heldOf(c *rule.Compiled, m *record.Match) (held, error) {
 		h.bits |= bitPublished
 		h.published = m.Published.UnixMilli()
 	}
-	return h, nil
+	h.setUUID(m.UUID)
+	return nil
 }
 
 // keys gives the parts of the group's key.
@@ -103,8 +104,21 @@ func (g *group) key(entry byte, more string) string {
 	return key(entry, g.m.lane.org, g.m.lane.lane, g.m.ruleID.id, g.m.hash, g.id, more)
 }
 
-func keyOfHeld(g *group, h *held) string {
-	return key(entryHeld, g.m.lane.org, g.m.lane.lane, g.m.ruleID.id, g.m.hash, g.id, h.uuid, h.sub)
+func appendKeyOfHeld(b []byte, g *group, h *held) []byte {
+	b = append(append(b, entryHeld), g.m.head...)
+	b = appendText(b, g.id)
+	if h.bits&bitPacked != 0 {
+		b = append(b, uuidText)
+	} else {
+		b = binary.AppendUvarint(b, uint64(len(h.uuid)))
+	}
+	b = h.appendUUID(b)
+	b = binary.AppendUvarint(b, uint64(len(h.sub)))
+	return append(b, h.sub...)
+}
+
+func keyOfSighting(m *memory, id string) string {
+	return key(entrySeen, m.lane.org, m.lane.lane, m.id, m.hash, id, "")
 }
 
 func keyOfSent(g *group, id string) string  { return g.key(entrySent, id) }
@@ -126,15 +140,12 @@ func appendMeta(b []byte, g *group) []byte {
 	return append(b, 0)
 }
 
-func appendHeld(b []byte, h *held) []byte {
-	if b == nil {
-		b = make([]byte, 0, 48+len(h.blob))
-	}
-	b = append(b, 1, h.bits, h.copy)
-	for _, n := range []int64{h.time, h.after, h.published, h.offset, int64(h.partition), int64(h.flags), int64(h.values)} {
+func appendHeld(b []byte, h *held, payload []byte) []byte {
+	b = append(b, 1, byte(h.bits&bitsKept), h.copy)
+	for _, n := range [...]int64{h.time, h.after, h.published, h.offset, int64(h.partition), int64(h.flags), int64(len(h.values))} {
 		b = appendInt(b, n)
 	}
-	return append(b, h.blob...)
+	return append(append(b, h.values...), payload...)
 }
 
 func appendSent(b []byte, d *sent) []byte {
@@ -256,26 +267,39 @@ func (s *State) Restore(k string, value []byte) error {
 		m.begin = r.int()
 		return broken()
 	}
+	if entry == entrySeen && p[5] == "" {
+		if t := r.int(); !r.bad {
+			m.seen.put(p[4], t)
+		}
+		return broken()
+	}
 	g := m.groups[p[4]]
 	if g == nil {
-		g = &group{m: m, id: p[4], floor: ever, swept: ever, dirty: ever, due: never}
+		g = &group{m: m, id: strings.Clone(p[4]), floor: ever, due: never, anew: true}
 		m.groups[g.id] = g
+		m.back = append(m.back, g)
+	}
+	if entry != entryHeld && entry != entryMeta {
+		s.own(g)
 	}
 	switch entry {
 	case entryHeld:
-		h := held{uuid: p[5], sub: p[6]}
+		h := &s.comes
+		*h = held{sub: []byte(p[6])}
 		if r.byte() != 1 {
 			r.bad = true
 		}
-		h.bits, h.copy = r.byte(), r.byte()
+		h.bits, h.copy = uint16(r.byte())&bitsKept, r.byte()
 		h.time, h.after, h.published, h.offset = r.int(), r.int(), r.int(), r.int()
-		h.partition, h.flags, h.values = int32(r.int()), uint32(r.int()), uint32(r.int()) //nolint:gosec // as written
-		if r.bad || int(h.values) > len(r.b) {
+		h.partition, h.flags = int32(r.int()), uint32(r.int()) //nolint:gosec // as written
+		size := r.int()
+		if r.bad || size < 0 || size > int64(len(r.b)) {
 			r.bad = true
 			return broken()
 		}
-		h.blob = append([]byte(nil), r.b...)
-		g.events = append(g.events, h)
+		h.values, h.payload = r.b[:size], r.b[size:]
+		h.setUUID(p[5])
+		s.add(g, g.len(), h)
 	case entrySent:
 		var d sent
 		if r.byte() != 1 {
