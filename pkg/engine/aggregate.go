@@ -42,6 +42,9 @@ func (a *accumulator) reset(types []rule.AggregateType) {
 
 func (a *accumulator) apply(h *held, sign int64) {
 	a.count += sign
+	if len(a.types) == 0 {
+		return
+	}
 	b := h.values
 	for i := range a.types {
 		v := &a.vals[i]
@@ -189,14 +192,14 @@ func (s *State) aggregate(g *group, from, to int64) {
 		}
 		for hi < n && g.time(hi) <= t {
 			if g.bits(hi)&bitSeed == 0 {
-				g.read(hi, &e)
+				g.readValues(hi, &e)
 				a.apply(&e, 1)
 			}
 			hi++
 		}
 		for lo < hi && g.time(lo) <= reach {
 			if g.bits(lo)&bitSeed == 0 {
-				g.read(lo, &e)
+				g.readValues(lo, &e)
 				a.apply(&e, -1)
 			}
 			lo++
@@ -247,7 +250,7 @@ func (s *State) read(g *group, h *hit) {
 	}
 	hit := &s.hit
 	hit.Reset()
-	hit.Key = g.keys()
+	hit.Key = s.keysOf(g)
 	hit.Count = s.agg.count
 	hit.Steps, hit.Recent, hit.Base = nil, nil, nil
 	lo, hi := h.lo, h.hi

@@ -55,6 +55,14 @@ func heldOf(h *held, c *rule.Compiled, m *record.Match) error {
 // keys gives the parts of the group's key.
 func (g *group) keys() []string { return keyOf(g.m.c, g.id) }
 
+// keysOf is keys for the group that is judged; it holds until the next.
+func (s *State) keysOf(g *group) []string {
+	if s.keysFor != g {
+		s.keysFor, s.keys = g, g.keys()
+	}
+	return s.keys
+}
+
 // The sorts of entries of a changelog.
 const (
 	entryLane   = 'W' // a lane's watermark

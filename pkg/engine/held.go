@@ -191,38 +191,44 @@ func (g *group) each(lo, hi int, f func(h *held)) {
 // read gives an event. Its texts point into the group's data.
 func (g *group) read(i int, h *held) { g.readAt(g.place(i), h) }
 
+// readValues is read for what aggregates need.
+func (g *group) readValues(i int, h *held) {
+	if len(g.m.c.AggregateTypes) > 0 {
+		g.read(i, h)
+	}
+}
+
 func (g *group) readAt(at int, h *held) {
 	b := g.data
 	h.time = int64(binary.LittleEndian.Uint64(b[at:])) //nolint:gosec // bits
 	h.bits = binary.LittleEndian.Uint16(b[at+8:])
 	h.copy = b[at+10]
 	at += 11
-	long := func() uint64 {
-		if c := b[at]; c < 0x80 {
-			at++
-			return uint64(c)
-		}
-		n, w := binary.Uvarint(b[at:])
-		at += w
-		return n
-	}
-	h.flags = uint32(long()) //nolint:gosec // as written
-	n := len(h.packed)
+	flags, at := long(b, at)
+	h.flags = uint32(flags) //nolint:gosec // as written
+	n := uint64(len(h.packed))
 	if h.bits&bitPacked == 0 {
-		n = int(long()) //nolint:gosec // as written
+		n, at = long(b, at)
 	}
-	h.uuid = b[at : at+n : at+n]
-	at += n
+	h.uuid = b[at : at+int(n) : at+int(n)] //nolint:gosec // as written
+	at += int(n)                           //nolint:gosec // as written
 	h.published, h.after, h.sub, h.values, h.payload = 0, 0, nil, nil, nil
 	if h.bits&bitPublished != 0 {
-		h.published = h.time + unzigzag(long())
+		n, at = long(b, at)
+		h.published = h.time + unzigzag(n)
 	}
-	h.offset = unzigzag(long())
-	h.partition = int32(unzigzag(long())) //nolint:gosec // as written
+	n, at = long(b, at)
+	h.offset = unzigzag(n)
+	n, at = long(b, at)
+	h.partition = int32(unzigzag(n)) //nolint:gosec // as written
 	if h.bits&bitAfter != 0 {
-		h.after = unzigzag(long())
+		n, at = long(b, at)
+		h.after = unzigzag(n)
 	}
-	h.shape, h.total = uint32(long()), int(long()) //nolint:gosec // as written
+	n, at = long(b, at)
+	h.shape = uint32(n) //nolint:gosec // as written
+	n, at = long(b, at)
+	h.total = int(n) //nolint:gosec // as written
 	h.first, h.count = at, h.total
 	if h.bits&bitValues != 0 {
 		var t token
@@ -239,10 +245,18 @@ func (g *group) readAt(at int, h *held) {
 	h.next = at
 }
 
+// long reads a number, and tells what is behind it.
+func long(b []byte, at int) (uint64, int) {
+	if c := b[at]; c < 0x80 {
+		return uint64(c), at + 1
+	}
+	n, w := binary.Uvarint(b[at:])
+	return n, at + w
+}
+
 // token reads the token at a place, and where the next one is.
 func (g *group) token(at int) (token, int) {
-	n, w := binary.Uvarint(g.data[at:])
-	at += w
+	n, at := long(g.data, at)
 	kind, n := n%tokenKinds, n/tokenKinds
 	switch kind {
 	case tokenNumber:
@@ -257,8 +271,7 @@ func (g *group) token(at int) (token, int) {
 }
 
 func (g *group) textAt(at int) []byte {
-	n, w := binary.Uvarint(g.data[at:])
-	at += w
+	n, at := long(g.data, at)
 	end := at + int(n/tokenKinds) //nolint:gosec // as written
 	return g.data[at:end:end]
 }

@@ -136,6 +136,7 @@ func (s *State) process(g *group) {
 	}
 	s.settle(g, cands)
 	s.lens.clear()
+	s.keysFor = nil
 	if !g.gone {
 		s.trim(g)
 	}

@@ -50,38 +50,42 @@ type Output struct {
 // their updates. What it says is a function of the records, the rules and the clock, whatever the order in which
 // records came before the clock. It serves one goroutine.
 type State struct {
-	set       *rule.Set
-	before    []*rule.Set // the newest first
-	observer  Observer
-	topic     string
-	lanes     map[laneID]*lane
-	event     *rule.Event // for expressions over hits
-	view      record.SystemLogView
-	empty     record.SystemLogView
-	queue     []*group
-	touched   []snapshot
-	lanesWas  map[*lane]int64
-	undo      []func()
-	closing   bool // what is pending goes out at the next Flush
-	out       Output
-	lens      lens
-	hit       rule.Hit
-	agg       accumulator
-	sum       hasher
-	nums      []int32
-	buf       []byte
-	shapes    *shapes
-	seed      maphash.Seed
-	record    []byte   // the event that is written
-	fresh     []uint32 // places of its texts
-	comes     held
-	other     held
-	kept      []byte // payload of the event that is read
-	spare     []*work
-	chunk     chunk
-	last      map[string]int64
-	sightings []maybeSeen // of the group that is judged
-	from      int64       // hits before it are as they were
+	set        *rule.Set
+	before     []*rule.Set // the newest first
+	observer   Observer
+	topic      string
+	lanes      map[laneID]*lane
+	event      *rule.Event // for expressions over hits
+	view       record.SystemLogView
+	empty      record.SystemLogView
+	queue      []*group
+	touched    []snapshot
+	lanesWas   map[*lane]int64
+	undo       []func()
+	closing    bool // what is pending goes out at the next Flush
+	out        Output
+	lens       lens
+	hit        rule.Hit
+	agg        accumulator
+	sum        hasher
+	nums       []int32
+	buf        []byte
+	shapes     *shapes
+	lastLane   *lane
+	lastMemory *memory
+	keys       []string // of keysFor
+	keysFor    *group
+	seed       maphash.Seed
+	record     []byte   // the event that is written
+	fresh      []uint32 // places of its texts
+	comes      held
+	other      held
+	kept       []byte // payload of the event that is read
+	spare      []*work
+	chunk      chunk
+	last       map[string]int64
+	sightings  []maybeSeen // of the group that is judged
+	from       int64       // hits before it are as they were
 }
 
 // StateOption changes a State.
@@ -282,6 +286,15 @@ func findIn(set *rule.Set, org string, id ruleID) *rule.Compiled {
 }
 
 func (s *State) lane(org, name string) *lane {
+	if l := s.lastLane; l != nil && l.org == org && l.lane == name {
+		return l
+	}
+	l := s.laneOf(org, name)
+	s.lastLane, s.lastMemory = l, nil
+	return l
+}
+
+func (s *State) laneOf(org, name string) *lane {
 	id := laneID{org, name}
 	l := s.lanes[id]
 	if l == nil {
@@ -293,6 +306,15 @@ func (s *State) lane(org, name string) *lane {
 }
 
 func (s *State) memory(l *lane, id ruleID, must bool) *memory {
+	if m := s.lastMemory; m != nil && m.c != nil && m.lane == l && m.ruleID == id {
+		return m
+	}
+	m := s.memoryOf(l, id, must)
+	s.lastMemory = m
+	return m
+}
+
+func (s *State) memoryOf(l *lane, id ruleID, must bool) *memory {
 	m := l.rules[id]
 	if m == nil {
 		c := s.find(l.org, id)
@@ -629,7 +651,8 @@ func (s *State) Forget(org, laneName string) {
 	}
 	s.change(keyOfLane(l), nil)
 	delete(s.lanes, l.laneID)
-	s.undo = append(s.undo, func() { s.lanes[l.laneID] = l })
+	s.lastLane, s.lastMemory = nil, nil
+	s.undo = append(s.undo, func() { s.lanes[l.laneID], s.lastLane = l, nil })
 }
 
 // Flush judges what changed and gives what came of it. The Output is the caller's.
@@ -645,7 +668,7 @@ func (s *State) Flush() Output {
 	s.queue = emptied(s.queue)
 	s.closing = false
 	out := s.out
-	s.out = Output{}
+	s.out = Output{Changes: make([]Change, 0, len(out.Changes)+len(out.Changes)/8)} // the next batch is much like this one
 	return out
 }
 
