@@ -2,7 +2,6 @@ package engine
 
 import (
 	"cmp"
-	"maps"
 	"math"
 	"slices"
 
@@ -294,13 +293,15 @@ func (s *State) window(g *group, h *hit) {
 type bucket struct {
 	start int64
 	nums  []float64
-	keys  []map[string]int64 // of count_by
+	keys  []counts // of count_by
 }
 
 // pastBuckets works out what base and recent are, keeping the buckets that are whole.
 type pastBuckets struct {
 	s    *State
 	g    *group
+	old  []bucket // those that are closed
+	read bool
 	made map[int64]bucket
 }
 
@@ -311,7 +312,10 @@ func (p *pastBuckets) of(t int64) (recent, base []any) {
 	now := floorDiv(t, b)
 	n, nb := d.Window.Milliseconds()/b, d.Baseline.Milliseconds()/b
 	var in, before []bucket
-	for _, old := range p.g.buckets {
+	if !p.read {
+		p.old, p.read = p.g.buckets.all(), true
+	}
+	for _, old := range p.old {
 		if i := floorDiv(old.start, b); i >= now-n-nb+1 && i <= now-n {
 			if mixed, ok := p.at(i, math.MaxInt64, true); ok && old.start <= p.g.time(p.g.len()-1) {
 				before = append(before, merge(p.g.m.c.AggregateTypes, old, mixed))
@@ -334,7 +338,7 @@ func (p *pastBuckets) of(t int64) (recent, base []any) {
 			if one, ok := p.at(k, until, false); ok {
 				in = append(in, one)
 			}
-		case slices.ContainsFunc(p.g.buckets, func(o bucket) bool { return o.start == k*b }):
+		case slices.ContainsFunc(p.old, func(o bucket) bool { return o.start == k*b }):
 		default:
 			if one, ok := p.at(k, math.MaxInt64, true); ok {
 				before = append(before, one)
@@ -383,7 +387,7 @@ func (s *State) bucketOf(g *group, start int64, lo, hi int, seeds bool) bucket {
 	}
 	vals := a.read(nil, nil)
 	out.nums = make([]float64, len(types)+1)
-	out.keys = make([]map[string]int64, len(types))
+	out.keys = make([]counts, len(types))
 	scratch := &rule.Hit{Event: s.set.NewEvent(), Agg: vals, Count: a.count, Key: g.keys()}
 	scratch.Event.Reset(&s.empty)
 	for i, t := range types {
@@ -393,7 +397,7 @@ func (s *State) bucketOf(g *group, start int64, lo, hi int, seeds bool) bucket {
 			s.failed(err)
 			out.nums[i] = number(t, v)
 		case t.Type == rule.CountsValue:
-			out.keys[i] = vals[i].Counts
+			out.keys[i] = packCounts(vals[i].Counts)
 		default:
 			out.nums[i] = number(t, vals[i])
 		}
@@ -417,10 +421,10 @@ func summary(types []rule.AggregateType, buckets []bucket) []any {
 		if i < len(types) && types[i].Type == rule.CountsValue {
 			k := &rule.KeyBaseline{N: int64(len(buckets)), Buckets: map[string]int64{}, Totals: map[string]int64{}}
 			for _, b := range buckets {
-				for key, c := range b.keys[i] {
+				b.keys[i].each(func(key string, n int64) {
 					k.Buckets[key]++
-					k.Totals[key] += c
-				}
+					k.Totals[key] += n
+				})
 			}
 			out[i] = k
 			continue
@@ -450,12 +454,11 @@ func merge(types []rule.AggregateType, a, b bucket) bucket {
 	for i := range out.nums {
 		switch {
 		case i < len(types) && types[i].Type == rule.CountsValue:
-			m := make(map[string]int64, len(a.keys[i])+len(b.keys[i]))
-			maps.Copy(m, a.keys[i])
-			for k, n := range b.keys[i] {
-				m[k] += n
-			}
-			out.keys[i] = m
+			m := map[string]int64{}
+			add := func(key string, n int64) { m[key] += n }
+			a.keys[i].each(add)
+			b.keys[i].each(add)
+			out.keys[i] = packCounts(m)
 		case i < len(types) && types[i].How == rule.AggMin:
 			out.nums[i] = min(a.nums[i], b.nums[i])
 		case i < len(types) && types[i].How == rule.AggMax:
@@ -470,7 +473,7 @@ func merge(types []rule.AggregateType, a, b bucket) bucket {
 // foldBuckets closes the buckets of the first n events, which are about to go.
 func (s *State) foldBuckets(g *group, n int) {
 	b := g.m.c.Detection.Bucket.Milliseconds()
-	buckets := slices.Clone(g.buckets)
+	buckets := g.buckets.all()
 	for i := 0; i < n; {
 		k := floorDiv(g.time(i), b)
 		end := min(g.timeAfter((k+1)*b-1), n)
@@ -485,5 +488,5 @@ func (s *State) foldBuckets(g *group, n int) {
 		}
 		s.change(keyOfBucket(g, one.start), appendBucket(nil, &one))
 	}
-	g.buckets = buckets
+	g.buckets = packBuckets(buckets)
 }

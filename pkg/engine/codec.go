@@ -1,10 +1,12 @@
 package engine
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"github.com/oktawatch/oktawatch/pkg/record"
@@ -87,23 +89,37 @@ func key(entry byte, parts ...string) string {
 	return string(b)
 }
 
-func parts(k string) (entry byte, out []string, err error) {
+// parts reads a key into p and tells how many parts it has.
+func parts(k string, p *[maxKeyParts]string) (entry byte, n int, err error) {
 	errBroken := errors.New("a key of the changelog is broken")
 	if k == "" {
-		return 0, nil, errBroken
+		return 0, 0, errBroken
 	}
-	entry = k[0]
-	b := []byte(k[1:])
-	for len(b) > 0 {
-		n, w := binary.Uvarint(b)
-		if w <= 0 || n > uint64(len(b)-w) {
-			return 0, nil, errBroken
+	entry, k = k[0], k[1:]
+	for k != "" {
+		size, w := uint64(0), 0
+		for shift := 0; ; shift += 7 {
+			if w == len(k) || shift > 28 || n == maxKeyParts {
+				return 0, 0, errBroken
+			}
+			c := k[w]
+			w++
+			size |= uint64(c&0x7f) << shift
+			if c < 0x80 {
+				break
+			}
 		}
-		out = append(out, string(b[w:w+int(n)])) //nolint:gosec // not above len(b)
-		b = b[w+int(n):]                         //nolint:gosec // not above len(b)
+		if size > uint64(len(k)-w) {
+			return 0, 0, errBroken
+		}
+		end := w + int(size) //nolint:gosec // not above len(k)
+		p[n], k = k[w:end], k[end:]
+		n++
 	}
-	return entry, out, nil
+	return entry, n, nil
 }
+
+const maxKeyParts = 7
 
 func keyOfLane(l *lane) string    { return key(entryLane, l.org, l.lane) }
 func keyOfBegin(m *memory) string { return key(entryBegin, m.lane.org, m.lane.lane, m.id, m.hash) }
@@ -178,11 +194,11 @@ func appendBucket(b []byte, k *bucket) []byte {
 	for _, n := range k.nums {
 		b = binary.LittleEndian.AppendUint64(b, math.Float64bits(n))
 	}
-	for _, m := range k.keys {
-		b = binary.AppendUvarint(b, uint64(len(m)))
-		for _, key := range sortedKeys(m) {
-			b = appendInt(appendText(b, key), m[key])
+	for _, c := range k.keys {
+		if c == "" {
+			c = "\x00"
 		}
+		b = append(b, c...)
 	}
 	return b
 }
@@ -244,13 +260,46 @@ func (r *reader) text() string {
 	return s
 }
 
+// loose is what was restored of a group and is to be packed.
+type loose struct {
+	seen    []sighting
+	buckets []bucket
+}
+
+func (s *State) loose(g *group) *loose {
+	l := s.restored[g]
+	if l == nil {
+		if s.restored == nil {
+			s.restored = map[*group]*loose{}
+		}
+		l = &loose{}
+		s.restored[g] = l
+	}
+	return l
+}
+
+// pack sorts what was restored and drops what cannot be.
+func (g *group) pack(l *loose) {
+	if l == nil {
+		return
+	}
+	slices.SortFunc(l.seen, func(a, b sighting) int { return strings.Compare(a.sub, b.sub) })
+	l.buckets = slices.DeleteFunc(l.buckets, func(b bucket) bool {
+		n := len(b.keys)
+		return len(b.nums) != n+1 || g.m.c != nil && n != len(g.m.c.AggregateTypes)
+	})
+	slices.SortFunc(l.buckets, func(a, b bucket) int { return cmp.Compare(a.start, b.start) })
+	g.seen, g.buckets = packSeen(l.seen), packBuckets(l.buckets)
+}
+
 // Restore takes one entry of a changelog, in any order; nil values are ignored. Restored must be called when all are
 // there, before anything else.
 func (s *State) Restore(k string, value []byte) error {
 	if value == nil {
 		return nil
 	}
-	entry, p, err := parts(k)
+	var p [maxKeyParts]string
+	entry, n, err := parts(k, &p)
 	if err != nil {
 		return err
 	}
@@ -261,8 +310,19 @@ func (s *State) Restore(k string, value []byte) error {
 		}
 		return nil
 	}
-	want := map[byte]int{entryLane: 2, entryBegin: 4, entryHeld: 7, entrySent: 6, entryMeta: 6, entrySeen: 6, entryBucket: 6}[entry]
-	if want == 0 || want != len(p) {
+	want := 6
+	switch entry {
+	case entryLane:
+		want = 2
+	case entryBegin:
+		want = 4
+	case entryHeld:
+		want = 7
+	case entrySent, entryMeta, entrySeen, entryBucket:
+	default:
+		want = 0
+	}
+	if want == 0 || want != n {
 		return fmt.Errorf("the changelog has an entry of an unknown sort %q", entry)
 	}
 	l := s.lane(p[0], p[1])
@@ -325,11 +385,13 @@ func (s *State) Restore(k string, value []byte) error {
 		if g.dets == nil {
 			g.dets = map[string]sent{}
 		}
-		g.dets[p[5]] = d
+		g.dets[strings.Clone(p[5])] = d
 	case entryMeta:
 		g.floor, g.truncated, g.meta = r.int(), r.byte() == 1, true
 	case entrySeen:
-		g.seen = append(g.seen, sighting{p[5], r.int()})
+		if one := (sighting{strings.Clone(p[5]), r.int()}); !r.bad {
+			s.loose(g).seen = append(s.loose(g).seen, one)
+		}
 	case entryBucket:
 		one := bucket{}
 		start := &reader{b: []byte(p[5])}
@@ -341,17 +403,19 @@ func (s *State) Restore(k string, value []byte) error {
 			one.nums = append(one.nums, math.Float64frombits(r.fixed()))
 		}
 		for range max(len(one.nums)-1, 0) {
-			var counts map[string]int64
+			var counted map[string]int64
 			for range r.size() {
-				if counts == nil {
-					counts = map[string]int64{}
+				if counted == nil {
+					counted = map[string]int64{}
 				}
 				key := r.text()
-				counts[key] = r.int()
+				counted[key] = r.int()
 			}
-			one.keys = append(one.keys, counts)
+			one.keys = append(one.keys, packCounts(counted))
 		}
-		g.buckets = append(g.buckets, one)
+		if !r.bad && !start.bad {
+			s.loose(g).buckets = append(s.loose(g).buckets, one)
+		}
 	}
 	return broken()
 }

@@ -27,7 +27,7 @@ func (s *State) firstSeen(g *group, from int64) {
 		}
 		part = max(part, t)
 	}
-	for _, one := range g.seen {
+	for _, one := range g.seen.all() {
 		see(one.sub, one.time)
 	}
 	if t, ok := m.seen.get(g.id); ok {
@@ -139,7 +139,7 @@ func (s *State) foldSeen(g *group, n int) {
 		}
 		return
 	}
-	seen := slices.Clone(g.seen)
+	seen := g.seen.all()
 	for _, sub := range sortedKeys(last) {
 		t := last[sub]
 		at, had := slices.BinarySearchFunc(seen, sub, func(o sighting, sub string) int { return strings.Compare(o.sub, sub) })
@@ -153,7 +153,7 @@ func (s *State) foldSeen(g *group, n int) {
 		}
 		s.change(keyOfSeen(g, sub), appendInt(nil, t))
 	}
-	g.seen = slices.Clip(seen)
+	g.seen = packSeen(seen)
 }
 
 // remember notes the last sighting of a group that has no keys within.

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sort"
 	"strings"
+
+	"github.com/oktawatch/oktawatch/pkg/rule"
 )
 
 // held is one event of a group: as it comes, and as it is read back. Its texts point into what it was read from.
@@ -138,9 +140,10 @@ func (h *held) order(o *held) int {
 const (
 	tokenText   = iota // so many bytes follow
 	tokenSame          // the text at a place of data
-	tokenKey           // a part of the group's key
+	tokenKey           // a part of the group's key; from maxParts on so many bytes at a place, less maxParts
 	tokenNumber        // itself
 	tokenKinds  = 4
+	maxParts    = 16
 	leastShared = 4 // bytes of a text that is looked for
 )
 
@@ -264,6 +267,11 @@ func (g *group) token(at int) (token, int) {
 	case tokenSame:
 		return token{text: g.textAt(int(n))}, at //nolint:gosec // as written
 	case tokenKey:
+		if n >= maxParts {
+			size, at := long(g.data, at)
+			from := int(n - maxParts)                                              //nolint:gosec // as written
+			return token{text: g.data[from : from+int(size) : from+int(size)]}, at //nolint:gosec // as written
+		}
 		return token{text: []byte(keyPart(g.id, int(n)))}, at //nolint:gosec // as written
 	}
 	end := at + int(n) //nolint:gosec // as written
@@ -329,11 +337,11 @@ func (s *State) add(g *group, i int, h *held) {
 		g.index = append(make([]uint32, 0, 4), 0)
 	}
 	at := s.write1(g, h)
-	if i == n {
+	if i == n && n < cap(g.index) {
 		g.index = append(g.index, at)
 		return
 	}
-	index := make([]uint32, 0, n+1+n/4)
+	index := make([]uint32, 0, n+3+n/8)
 	g.index = append(append(append(index, g.index[:i]...), at), g.index[i:]...)
 }
 
@@ -348,7 +356,7 @@ func (s *State) replace(g *group, i int, h *held) {
 		s.add(g, 0, h)
 		return
 	}
-	g.dead += len(g.data) / n
+	g.dead += uint32(len(g.data) / n) //nolint:gosec // below 4 GiB
 	at := s.write1(g, h)
 	g.index = slices.Clone(g.index)
 	g.index[i] = at
@@ -366,7 +374,7 @@ func (s *State) dropFirst(g *group, n int) {
 			g.index, g.dict, g.words, g.dead = nil, nil, 0, 0
 		}
 	default:
-		g.dead += len(g.data) / all * n
+		g.dead += uint32(len(g.data) / all * n) //nolint:gosec // below 4 GiB
 		rest := g.index[n:]
 		if cap(rest) > 2*len(rest)+16 {
 			rest = slices.Clone(rest)
@@ -378,7 +386,7 @@ func (s *State) dropFirst(g *group, n int) {
 
 // tidy writes the group's data anew when half of it is of events that are gone.
 func (s *State) tidy(g *group) {
-	if 2*g.dead > len(g.data) {
+	if 2*int(g.dead) > len(g.data) {
 		s.compact(g)
 	}
 }
@@ -451,8 +459,9 @@ func (s *State) put(g *group, h *held, shape uint32, tokens []token) uint32 {
 	if start > 0 && g.work != nil && g.dict == nil {
 		s.learn(g)
 	}
+	s.inner = s.inner[:0]
 	if h.bits&bitValues != 0 {
-		s.text(g, start, h.values)
+		s.inside(g, h.values, s.text(g, start, h.values))
 	}
 	if h.bits&bitSub != 0 {
 		s.text(g, start, h.sub)
@@ -479,32 +488,58 @@ func grown(b []byte, n int) []byte {
 		return b
 	}
 	room := need
-	switch {
-	case len(b) == 0:
-	case need < 1<<10:
-		room += need / 2
-	default:
+	if len(b) > 0 {
 		room += need / 8
 	}
 	return append(make([]byte, 0, room), b...)
 }
 
-// text appends a text to s.record, or where the group has it already.
-func (s *State) text(g *group, start int, b []byte) {
+// inside notes the texts in the values of aggregates, which are written at a place: fields often say the same.
+func (s *State) inside(g *group, values []byte, at int) {
+	if g.m.c == nil || at < 0 {
+		return
+	}
+	rest := values
+	for _, t := range g.m.c.AggregateTypes {
+		_, _, rest = rule.ReadValue(t, rest, func(text []byte) {
+			if len(text) >= leastShared && len(s.inner) < fewEvents {
+				s.inner = append(s.inner, innerText{text, at + cap(values) - cap(text)})
+			}
+		})
+	}
+}
+
+// innerText is a text within another.
+type innerText struct {
+	text []byte
+	at   int
+}
+
+// text appends a text to s.record, or where the group has it already. It tells where the bytes are, unless they are in
+// the key.
+func (s *State) text(g *group, start int, b []byte) int {
 	if len(b) >= leastShared {
 		rest := g.id
-		for n := uint64(0); rest != ""; n++ {
+		for n := uint64(0); rest != "" && n < maxParts; n++ {
 			var one string
 			one, rest, _ = strings.Cut(rest, "\x00")
 			if _, one, _ = strings.Cut(one, "="); one == string(b) {
 				s.record = binary.AppendUvarint(s.record, n*tokenKinds+tokenKey)
-				return
+				return -1
+			}
+		}
+		for _, in := range s.inner {
+			if string(in.text) == string(b) {
+				s.record = binary.AppendUvarint(s.record, uint64(in.at+maxParts)*tokenKinds+tokenKey) //nolint:gosec // a place
+				s.record = binary.AppendUvarint(s.record, uint64(len(b)))
+				return in.at
 			}
 		}
 		if g.work != nil && g.dict != nil {
 			if at, ok := s.known(g, b); ok {
 				s.record = binary.AppendUvarint(s.record, uint64(at)*tokenKinds+tokenSame)
-				return
+				_, from := long(g.data, int(at))
+				return from
 			}
 		}
 		for _, at := range s.fresh { // those of this record
@@ -512,12 +547,15 @@ func (s *State) text(g *group, start int, b []byte) {
 			n, w := binary.Uvarint(r)
 			if string(r[w:w+int(n/tokenKinds)]) == string(b) { //nolint:gosec // as written
 				s.record = binary.AppendUvarint(s.record, uint64(at)*tokenKinds+tokenSame)
-				return
+				return int(at) + w
 			}
 		}
 		s.fresh = append(s.fresh, uint32(start+len(s.record))) //nolint:gosec // as start
 	}
-	s.record = append(binary.AppendUvarint(s.record, uint64(len(b))*tokenKinds+tokenText), b...)
+	s.record = binary.AppendUvarint(s.record, uint64(len(b))*tokenKinds+tokenText)
+	at := start + len(s.record)
+	s.record = append(s.record, b...)
+	return at
 }
 
 // learn makes the table of the group's texts: open addressing, places in data plus one.
@@ -532,8 +570,11 @@ func (s *State) learn(g *group) {
 			if n%tokenKinds == tokenText && n/tokenKinds >= leastShared {
 				s.know(g, uint32(at)) //nolint:gosec // as the places of records
 			}
-			if at += w; n%tokenKinds == tokenText {
+			switch at += w; {
+			case n%tokenKinds == tokenText:
 				at += int(n / tokenKinds) //nolint:gosec // as written
+			case n%tokenKinds == tokenKey && n/tokenKinds >= maxParts:
+				_, at = long(g.data, at)
 			}
 		}
 	}
@@ -558,7 +599,7 @@ func (s *State) know(g *group, at uint32) {
 	if g.work == nil || g.dict == nil {
 		return
 	}
-	if 5*(g.words+1) > 4*len(g.dict) {
+	if 5*(int(g.words)+1) > 4*len(g.dict) {
 		old := g.dict
 		g.dict = make([]uint32, 2*len(old))
 		for _, one := range old {

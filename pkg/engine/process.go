@@ -675,6 +675,8 @@ func (s *State) shown(g *group, h *hit) []*rule.Event {
 	return out
 }
 
+const keptLens = 32
+
 // lens shows held events to expressions. It holds them while one group is processed.
 type lens struct {
 	all  []*seenEvent
@@ -714,8 +716,8 @@ func (l *lens) clear() {
 	if l.used == 0 {
 		return
 	}
-	if l.used > maxListed {
-		l.all, l.by = nil, nil
+	if l.used > keptLens {
+		l.all, l.by = slices.Clone(l.all[:keptLens]), nil // a view is some kilobytes
 	}
 	l.used = 0
 	clear(l.by)
@@ -765,7 +767,7 @@ func (s *State) settle(g *group, cands []cand) {
 		}
 		wrote = s.prune(g) || wrote
 	}
-	if g.len() == 0 && len(g.dets) == 0 && len(g.seen) == 0 && len(g.buckets) == 0 {
+	if g.len() == 0 && len(g.dets) == 0 && g.seen == "" && g.buckets == "" {
 		s.drop(g)
 		return
 	}
@@ -786,13 +788,15 @@ func (s *State) settle(g *group, cands []cand) {
 			wake(s.prunable(g))
 		}
 		switch {
-		case len(g.buckets) > 0:
+		case g.buckets != "":
 			d := &m.c.Detection
-			wake(g.buckets[0].start + (d.Bucket + d.Window + d.Baseline).Milliseconds())
-		case len(g.seen) == 1:
-			wake(g.seen[0].time + m.c.Detection.Memory.Milliseconds())
-		case len(g.seen) > 1:
-			wake(max(m.clock, 0) + max(m.c.Detection.Memory.Milliseconds()/8, pace))
+			wake(g.buckets.start() + (d.Bucket + d.Window + d.Baseline).Milliseconds())
+		case g.seen != "":
+			if one, rest := g.seen.first(0); rest == "" {
+				wake(one.time + m.c.Detection.Memory.Milliseconds())
+			} else {
+				wake(max(m.clock, 0) + max(m.c.Detection.Memory.Milliseconds()/8, pace))
+			}
 		}
 	}
 	s.schedule(g, max(due, ever+1))
@@ -878,36 +882,31 @@ func (s *State) expire(g *group) bool {
 	m := g.m
 	d := &m.c.Detection
 	wrote := false
-	if len(g.seen) > 0 {
+	if g.seen != "" {
 		old := g.floor - d.Memory.Milliseconds()
-		var rest []sighting
-		for i, one := range g.seen {
+		all := g.seen.all()
+		rest := slices.DeleteFunc(all, func(one sighting) bool {
 			if one.time > old {
-				if wrote {
-					rest = append(rest, one)
-				}
-				continue
-			}
-			if !wrote {
-				rest, wrote = slices.Clone(g.seen[:i]), true
+				return false
 			}
 			s.change(keyOfSeen(g, one.sub), nil)
-		}
-		if wrote {
-			g.seen = rest
+			return true
+		})
+		if len(rest) < len(all) {
+			g.seen, wrote = packSeen(rest), true
 		}
 	}
-	if len(g.buckets) > 0 {
+	if g.buckets != "" {
 		b := d.Bucket.Milliseconds()
 		least := (floorDiv(g.floor+1, b) - (d.Window+d.Baseline).Milliseconds()/b + 1) * b
-		n := 0
-		for n < len(g.buckets) && g.buckets[n].start < least {
-			s.change(keyOfBucket(g, g.buckets[n].start), nil)
-			n++
-		}
-		if n > 0 {
-			g.buckets = slices.Clone(g.buckets[n:])
-			wrote = true
+		if g.buckets.start() < least {
+			all := g.buckets.all()
+			n := 0
+			for n < len(all) && all[n].start < least {
+				s.change(keyOfBucket(g, all[n].start), nil)
+				n++
+			}
+			g.buckets, wrote = packBuckets(all[n:]), true
 		}
 	}
 	return wrote

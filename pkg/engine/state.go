@@ -74,10 +74,13 @@ type State struct {
 	lastLane   *lane
 	lastMemory *memory
 	keys       []string // of keysFor
+	restored   map[*group]*loose
+	changes    int // of the last batch
 	keysFor    *group
 	seed       maphash.Seed
-	record     []byte   // the event that is written
-	fresh      []uint32 // places of its texts
+	record     []byte      // the event that is written
+	fresh      []uint32    // places of its texts
+	inner      []innerText // of its values
 	comes      held
 	other      held
 	kept       []byte // payload of the event that is read
@@ -127,6 +130,7 @@ type memory struct {
 	clock  int64          // what lies at or before is decided
 	begin  int64          // first record of the org since this memory began; never until one came
 	groups map[string]*group
+	most   int       // groups there were since the map was made
 	back   []*group  // restored, in that order
 	seen   sightings // last sightings at or before the clock, of first_seen rules without seen_before
 	part   *record.Detection
@@ -156,15 +160,15 @@ type group struct {
 type work struct {
 	index   []uint32 // places of the events in data, in record order
 	dict    []uint32 // places of texts
-	words   int      // in dict
-	dead    int      // bytes of data, about, that no event needs
+	words   int32    // in dict
+	dead    uint32   // bytes of data, about, that no event needs
 	swept   int64    // hits at or before that are found, as far as the clock decides them
 	dirty   int64    // what changed is at or behind
 	hits    []hit
 	dets    map[string]sent
-	seen    []sighting // first_seen: last sighting at or before floor, by key; never changed in place
+	seen    seenList // first_seen with seen_before: last sighting at or before floor, by key
 	cover   *cover
-	buckets []bucket // baseline: closed buckets, in order of time
+	buckets bucketList // baseline: closed buckets, in order of time
 }
 
 // own gives a group its work.
@@ -192,14 +196,14 @@ func (s *State) trim(g *group) {
 		}
 		g.index, g.dict, g.words, g.single = nil, nil, 0, true
 	}
-	if len(g.hits) == 0 && len(g.dets) == 0 && len(g.seen) == 0 && len(g.buckets) == 0 {
+	if len(g.hits) == 0 && len(g.dets) == 0 && g.seen == "" && g.buckets == "" {
 		s.release(g.work)
 		g.work = nil
 	}
 }
 
 func (s *State) release(w *work) {
-	if w != nil && len(s.spare) < 1<<12 {
+	if w != nil && len(s.spare) < 1<<10 {
 		*w = work{}
 		s.spare = append(s.spare, w)
 	}
@@ -434,6 +438,7 @@ func (s *State) Apply(mt *record.Match) error {
 func (s *State) newGroup(m *memory, id string) *group {
 	g := &group{m: m, id: id, floor: ever, due: never}
 	m.groups[id] = g
+	m.most = max(m.most, len(m.groups))
 	s.touched = append(s.touched, snapshot{g: g, isNew: true})
 	g.touched = true
 	return g
@@ -491,6 +496,9 @@ func (s *State) touch(g *group) {
 }
 
 func (s *State) change(key string, value []byte) {
+	if s.out.Changes == nil {
+		s.out.Changes = make([]Change, 0, min(s.changes+s.changes/8, 1<<12))
+	}
 	s.out.Changes = append(s.out.Changes, Change{key, value})
 }
 
@@ -668,7 +676,7 @@ func (s *State) Flush() Output {
 	s.queue = emptied(s.queue)
 	s.closing = false
 	out := s.out
-	s.out = Output{Changes: make([]Change, 0, len(out.Changes)+len(out.Changes)/8)} // the next batch is much like this one
+	s.out, s.changes = Output{}, len(out.Changes) // the next batch is much like this one
 	return out
 }
 
@@ -684,7 +692,7 @@ func (s *State) Commit() {
 
 // emptied is the slice without what is in it; a long one gives its memory back.
 func emptied[T any](list []T) []T {
-	if cap(list) > 1<<12 {
+	if cap(list) > 1<<11 {
 		return nil
 	}
 	clear(list)
@@ -752,6 +760,9 @@ func (t *timers) pop() timer {
 	x := h[n]
 	h[n] = timer{}
 	*t = h[:n]
+	if 4*n < cap(h) && n > 1<<10 {
+		*t = append(make(timers, 0, 2*n), *t...)
+	}
 	if n > 0 {
 		(*t).sink(0, x)
 	}
@@ -818,10 +829,10 @@ func (s *State) drop(g *group) {
 	for _, id := range sortedKeys(g.dets) {
 		s.change(keyOfSent(g, id), nil)
 	}
-	for _, one := range g.seen {
+	for _, one := range g.seen.all() {
 		s.change(keyOfSeen(g, one.sub), nil)
 	}
-	for _, b := range g.buckets {
+	for _, b := range g.buckets.all() {
 		s.change(keyOfBucket(g, b.start), nil)
 	}
 	if g.meta {
@@ -829,6 +840,11 @@ func (s *State) drop(g *group) {
 	}
 	g.gone = true
 	delete(g.m.groups, g.id)
+	if m := g.m; m.most > 1<<10 && 4*len(m.groups) < m.most {
+		small := make(map[string]*group, len(m.groups)) // a map does not give its memory back
+		maps.Copy(small, m.groups)
+		m.groups, m.most = small, len(small)
+	}
 }
 
 func sortedKeys[V any](m map[string]V) []string {
@@ -851,20 +867,14 @@ func (s *State) Restored() {
 			m.seen.at = m.clock
 			for _, g := range m.back {
 				s.sort(g)
-				if g.work != nil {
-					slices.SortFunc(g.seen, func(a, b sighting) int { return strings.Compare(a.sub, b.sub) })
-					g.buckets = slices.DeleteFunc(g.buckets, func(b bucket) bool {
-						n := len(b.keys)
-						return len(b.nums) != n+1 || m.c != nil && n != len(m.c.AggregateTypes)
-					})
-					slices.SortFunc(g.buckets, func(a, b bucket) int { return cmp.Compare(a.start, b.start) })
-				}
+				g.pack(s.restored[g])
 				g.due = never
 				s.schedule(g, atOnce)
 			}
 			m.back = nil
 		}
 	}
+	s.restored = nil
 }
 
 // Snapshot gives every entry that makes this State again.
@@ -896,11 +906,11 @@ func (s *State) Snapshot() []Change {
 				for id, d := range g.dets {
 					out = append(out, Change{keyOfSent(g, id), appendSent(nil, &d)})
 				}
-				for _, one := range g.seen {
+				for _, one := range g.seen.all() {
 					out = append(out, Change{keyOfSeen(g, one.sub), appendInt(nil, one.time)})
 				}
-				for i := range g.buckets {
-					out = append(out, Change{keyOfBucket(g, g.buckets[i].start), appendBucket(nil, &g.buckets[i])})
+				for _, b := range g.buckets.all() {
+					out = append(out, Change{keyOfBucket(g, b.start), appendBucket(nil, &b)})
 				}
 			}
 		}
