@@ -60,6 +60,7 @@ type State struct {
 	empty      record.SystemLogView
 	queue      []*group
 	touched    []snapshot
+	fuller     [][]snapshot // those before touched
 	lanesWas   map[*lane]int64
 	undo       []func()
 	closing    bool // what is pending goes out at the next Flush
@@ -439,7 +440,7 @@ func (s *State) newGroup(m *memory, id string) *group {
 	g := &group{m: m, id: id, floor: ever, due: never}
 	m.groups[id] = g
 	m.most = max(m.most, len(m.groups))
-	s.touched = append(s.touched, snapshot{g: g, isNew: true})
+	s.remembers(snapshot{g: g, isNew: true})
 	g.touched = true
 	return g
 }
@@ -492,7 +493,19 @@ func (s *State) touch(g *group) {
 		was.dets = maps.Clone(g.dets)
 	}
 	g.touched = true
-	s.touched = append(s.touched, snapshot{g: g, was: was})
+	s.remembers(snapshot{g: g, was: was})
+}
+
+// snapshotsAtOnce is how many snapshots lie together: what is restored touches every group at once, and a list that grows
+// is copied.
+const snapshotsAtOnce = 1 << 11
+
+func (s *State) remembers(one snapshot) {
+	if len(s.touched) == snapshotsAtOnce {
+		s.fuller = append(s.fuller, s.touched)
+		s.touched = make([]snapshot, 0, snapshotsAtOnce)
+	}
+	s.touched = append(s.touched, one)
 }
 
 func (s *State) change(key string, value []byte) {
@@ -682,10 +695,13 @@ func (s *State) Flush() Output {
 
 // Commit keeps what happened since the last Commit or Abort.
 func (s *State) Commit() {
-	for i := range s.touched {
-		s.touched[i].g.touched = false
-		s.release(s.touched[i].was.work)
+	for _, list := range append(s.fuller, s.touched) {
+		for i := range list {
+			list[i].g.touched = false
+			s.release(list[i].was.work)
+		}
 	}
+	s.fuller = nil
 	s.touched, s.undo = emptied(s.touched), emptied(s.undo)
 	clear(s.lanesWas)
 }
@@ -707,7 +723,20 @@ func (s *State) Abort() {
 	for l, was := range s.lanesWas {
 		l.watermark = was
 	}
-	for _, t := range slices.Backward(s.touched) {
+	s.fuller = append(s.fuller, s.touched)
+	for _, list := range slices.Backward(s.fuller) {
+		s.undoAll(list)
+	}
+	s.fuller = nil
+	s.queue = emptied(s.queue)
+	s.out, s.closing = Output{}, false
+	s.touched, s.undo = emptied(s.touched), emptied(s.undo)
+	clear(s.lanesWas)
+}
+
+// undoAll brings groups back to what they were.
+func (s *State) undoAll(list []snapshot) {
+	for _, t := range slices.Backward(list) {
 
 		g := t.g
 		if t.isNew {
@@ -724,10 +753,6 @@ func (s *State) Abort() {
 		g.due = never
 		s.schedule(g, atOnce)
 	}
-	s.queue = emptied(s.queue)
-	s.out, s.closing = Output{}, false
-	s.touched, s.undo = emptied(s.touched), emptied(s.undo)
-	clear(s.lanesWas)
 }
 
 // timer is when a group is to be looked at, in terms of the watermark.
