@@ -19,9 +19,50 @@ type accumulator struct {
 
 type accumulated struct {
 	n      int64            // count; min, max: how many numbers there are
+	few    []counted        // distinct: records by value, while there are few
 	counts map[string]int64 // distinct, count_by: records by value
 	best   uint64           // min, max
 	stale  bool             // the best one was taken away
+}
+
+type counted struct {
+	text []byte
+	n    int64
+}
+
+// fewValues is how many values are looked through rather than looked up.
+const fewValues = 12
+
+// note counts a value of a distinct among few. It tells whether that was all.
+func (v *accumulated) note(text []byte, sign int64) bool {
+	if len(v.counts) > 0 {
+		return false
+	}
+	for i := range v.few {
+		if o := &v.few[i]; string(o.text) == string(text) {
+			if o.n += sign; o.n == 0 {
+				last := len(v.few) - 1
+				v.few[i] = v.few[last]
+				v.few = v.few[:last]
+			}
+			return true
+		}
+	}
+	switch {
+	case sign < 0:
+		return true
+	case len(v.few) < fewValues:
+		v.few = append(v.few, counted{text, 1})
+		return true
+	}
+	if v.counts == nil {
+		v.counts = map[string]int64{}
+	}
+	for _, o := range v.few {
+		v.counts[string(o.text)] = o.n
+	}
+	v.few = v.few[:0]
+	return false
 }
 
 func (a *accumulator) reset(types []rule.AggregateType) {
@@ -35,7 +76,7 @@ func (a *accumulator) reset(types []rule.AggregateType) {
 			v.counts = nil
 		}
 		clear(v.counts)
-		v.n, v.stale = 0, false
+		v.few, v.n, v.stale = v.few[:0], 0, false
 	}
 }
 
@@ -49,6 +90,9 @@ func (a *accumulator) apply(h *held, sign int64) {
 		v := &a.vals[i]
 		t := a.types[i]
 		there, number, rest := rule.ReadValue(t, b, func(text []byte) {
+			if t.How == rule.AggDistinct && v.note(text, sign) {
+				return
+			}
 			n, ok := v.counts[string(text)]
 			switch {
 			case ok && n+sign == 0:
@@ -117,7 +161,7 @@ func (a *accumulator) read(out []rule.Value, events func(func(h *held))) []rule.
 		case rule.AggCount:
 			val.Int = v.n
 		case rule.AggDistinct:
-			val.Int = int64(len(v.counts))
+			val.Int = int64(len(v.few) + len(v.counts))
 		case rule.AggCountBy:
 			val.Counts = v.counts
 		case rule.AggMin, rule.AggMax:

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"maps"
 	"math"
 	"slices"
 	"sort"
@@ -172,7 +173,7 @@ func (s *State) limit(g *group) {
 			d.Evidence = nil
 			if b, err := d.AppendAvro(nil); err == nil {
 				old.carry = b
-				g.dets[id] = old
+				g.note(id, old)
 				s.change(keyOfSent(g, id), appendSent(nil, &old))
 			}
 		}
@@ -352,7 +353,7 @@ func (s *State) reconcile(g *group, cands []cand, from int64) {
 		default:
 			if pending := content != old.content; pending != old.pending || old.last != c.last {
 				old.pending, old.last = pending, c.last
-				g.dets[id] = old // not worth an entry: a restart finds it again
+				g.note(id, old) // not worth an entry: a restart finds it again
 			}
 			continue
 		}
@@ -381,11 +382,24 @@ func (s *State) reconcile(g *group, cands []cand, from int64) {
 
 // keep notes what was sent.
 func (s *State) keep(g *group, id string, d sent) {
-	if g.dets == nil {
-		g.dets = map[string]sent{}
-	}
-	g.dets[id] = d
+	g.note(id, d)
 	s.change(keyOfSent(g, id), appendSent(nil, &d))
+}
+
+func (g *group) note(id string, d sent) {
+	g.ownDets()
+	g.dets[id] = d
+}
+
+// ownDets is called before dets is changed: a snapshot may have it too.
+func (g *group) ownDets() {
+	switch {
+	case g.dets == nil:
+		g.dets = map[string]sent{}
+	case g.lent:
+		g.dets = maps.Clone(g.dets)
+	}
+	g.lent = false
 }
 
 // base is what every detection of a group says.
@@ -755,6 +769,7 @@ func (s *State) settle(g *group, cands []cand) {
 			d := g.dets[id]
 			switch {
 			case d.withdrawn && d.slotEnd <= m.clock, d.final && !d.withdrawn && d.last <= g.floor:
+				g.ownDets()
 				delete(g.dets, id)
 				s.change(keyOfSent(g, id), nil)
 				wrote = true

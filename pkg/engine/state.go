@@ -155,6 +155,7 @@ type group struct {
 	truncated bool
 	gone      bool
 	meta      bool // floor is in the changelog
+	lent      bool // a snapshot has dets too
 }
 
 // work is what a group has while it is judged, and keeps where it has more than one event or something was found.
@@ -490,7 +491,7 @@ func (s *State) touch(g *group) {
 		was.work = nil
 		s.own(&was)
 		*was.work = *g.work
-		was.dets = maps.Clone(g.dets)
+		g.lent = true
 	}
 	g.touched = true
 	s.remembers(snapshot{g: g, was: was})
