@@ -66,9 +66,9 @@ func packUUID(into *[16]byte, s string) bool {
 	if len(s) != uuidText || s[8] != '-' || s[13] != '-' || s[18] != '-' || s[23] != '-' {
 		return false
 	}
-	n := 0
-	for i := 0; i < uuidText; i += 2 {
-		if s[i] == '-' {
+	i := 0
+	for n := range into {
+		if n == 4 || n == 6 || n == 8 || n == 10 {
 			i++
 		}
 		hi, lo := nibbles[s[i]], nibbles[s[i+1]]
@@ -76,7 +76,7 @@ func packUUID(into *[16]byte, s string) bool {
 			return false
 		}
 		into[n] = hi<<4 | lo
-		n++
+		i += 2
 	}
 	return true
 }
