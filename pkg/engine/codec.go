@@ -125,7 +125,7 @@ func keyOfLane(l *lane) string    { return key(entryLane, l.org, l.lane) }
 func keyOfBegin(m *memory) string { return key(entryBegin, m.lane.org, m.lane.lane, m.id, m.hash) }
 
 func (g *group) key(entry byte, more string) string {
-	return key(entry, g.m.lane.org, g.m.lane.lane, g.m.ruleID.id, g.m.hash, g.id, more)
+	return key(entry, g.m.lane.org, g.m.lane.lane, g.m.id, g.m.hash, g.id, more)
 }
 
 func appendKeyOfHeld(b []byte, g *group, h *held) []byte {

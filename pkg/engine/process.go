@@ -31,6 +31,13 @@ type hit struct {
 	lo, hi   int32   // aggregate: events[lo:hi] but seeds
 	steps    []int32 // sequence: by step, -1 for negated ones
 	events   []int32 // sequence, first_seen: evidence, in order
+	begun    *begun  // of the first hit of a detection
+}
+
+// begun is the id of a detection that begins with a hit, as a definition has it.
+type begun struct {
+	c  *rule.Compiled
+	id string
 }
 
 // sent is what is known of a detection that was written.
@@ -265,7 +272,16 @@ func (s *State) join(g *group) []cand {
 		lastSub, lastAt = h.sub, at
 	}
 	for i := range out {
-		out[i].id = s.detectionID(g, out[i])
+		c := &out[i]
+		if c.carried != nil {
+			c.id = s.detectionID(g, *c)
+			continue
+		}
+		h := &g.hits[c.hits[0]]
+		if h.begun == nil || h.begun.c != g.m.c {
+			h.begun = &begun{g.m.c, s.detectionID(g, *c)}
+		}
+		c.id = h.begun.id
 	}
 	return out
 }
