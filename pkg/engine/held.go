@@ -329,14 +329,14 @@ func (s *State) add(g *group, i int, h *held) {
 		if g.work != nil {
 			g.index, g.dict, g.words, g.dead = nil, nil, 0, 0
 		}
-		s.write1(g, h)
+		s.hold(g, h)
 		return
 	}
 	s.own(g)
 	if g.index == nil {
 		g.index = append(make([]uint32, 0, 4), 0)
 	}
-	at := s.write1(g, h)
+	at := s.hold(g, h)
 	if i == n && n < cap(g.index) {
 		g.index = append(g.index, at)
 		return
@@ -357,7 +357,7 @@ func (s *State) replace(g *group, i int, h *held) {
 		return
 	}
 	g.dead += uint32(len(g.data) / n) //nolint:gosec // below 4 GiB
-	at := s.write1(g, h)
+	at := s.hold(g, h)
 	g.index = slices.Clone(g.index)
 	g.index[i] = at
 	s.tidy(g)
@@ -417,8 +417,8 @@ func (s *State) compact(g *group) {
 	}
 }
 
-// write1 appends an event that comes to the group's data and tells where it is.
-func (s *State) write1(g *group, h *held) uint32 {
+// hold appends an event that comes to the group's data and tells where it is.
+func (s *State) hold(g *group, h *held) uint32 {
 	shape, tokens := s.shapes.split(h)
 	return s.put(g, h, shape, tokens)
 }

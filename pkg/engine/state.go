@@ -738,7 +738,6 @@ func (s *State) Abort() {
 // undoAll brings groups back to what they were.
 func (s *State) undoAll(list []snapshot) {
 	for _, t := range slices.Backward(list) {
-
 		g := t.g
 		if t.isNew {
 			g.gone = true
