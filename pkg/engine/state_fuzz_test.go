@@ -26,7 +26,7 @@ func FuzzMatch(f *testing.F) {
 			f.Add(mt.Fields, mt.Group, uint8(2), int64(1), c.Key, c.Value)
 		}
 	}
-	f.Fuzz(func(_ *testing.T, fields []byte, group string, flags uint8, after int64, key string, value []byte) {
+	f.Fuzz(func(t *testing.T, fields []byte, group string, flags uint8, after int64, key string, value []byte) {
 		st := engine.NewState(set)
 		_ = st.Restore(key, value)
 		st.Restored()
@@ -40,7 +40,15 @@ func FuzzMatch(f *testing.F) {
 			mt.UUID += "b"
 			_ = st.Apply(mt)
 		}
-		st.Flush()
+		held := map[string]string{}
+		for _, c := range st.Flush().Changes {
+			held[c.Key] = string(c.Value)
+		}
+		for _, c := range st.Snapshot() {
+			if want, ok := held[c.Key]; ok && c.Key[0] == 'E' && want != string(c.Value) {
+				t.Fatalf("held event %q is %x in the changelog and %x in the memory", c.Key, want, c.Value)
+			}
+		}
 		st.Advance("00oORG", "live", at.Add(time.Hour))
 		st.Flush()
 		st.Advance("00oORG", "live", at.Add(2000*time.Hour))
