@@ -48,6 +48,7 @@ type sent struct {
 	pending   bool // grown since
 	title     string
 	carry     []byte // what it was before the limit of records cut it, as a Detection
+	given     *given // what rules over detections have of it
 }
 
 // cand is a detection as the hits make it now.
@@ -327,6 +328,7 @@ func (s *State) reconcile(g *group, cands []cand, from int64) {
 		}
 		live = func(id string) bool { return ids[id] }
 	}
+	decided := g.decided()
 	for _, c := range cands {
 		id := c.id
 		old, known := g.dets[id]
@@ -334,11 +336,17 @@ func (s *State) reconcile(g *group, cands []cand, from int64) {
 			continue
 		}
 		now := max(m.lane.watermark, c.last)
-		final := m.clock != ever && m.clock >= c.last+period
+		final := decided != ever && decided >= c.last+period
 		if known && !old.withdrawn && c.last < from && old.first == c.first && !final && (!old.pending || !s.closing && now-old.at < pace) {
 			continue
 		}
 		d, digest, content := s.write(g, c, id)
+		if given := s.give(g, c, d, old, final); given != old.given {
+			old.given = given
+			if known {
+				g.dets[id] = old
+			}
+		}
 		switch {
 		case !known || old.withdrawn:
 		case final:
@@ -355,6 +363,7 @@ func (s *State) reconcile(g *group, cands []cand, from int64) {
 		s.keep(g, id, sent{
 			update: d.Update, digest: digest, content: content, first: c.first, last: c.last, count: d.EventCount, at: now,
 			slotEnd: (floorDiv(c.first, period) + 1) * period, severity: d.Severity, final: final, title: d.Title, carry: old.carry,
+			given: old.given,
 		})
 		s.out.Detections = append(s.out.Detections, d)
 	}
@@ -363,8 +372,9 @@ func (s *State) reconcile(g *group, cands []cand, from int64) {
 		if live(id) || old.withdrawn || old.final {
 			continue
 		}
+		s.takeAway(g, id, old)
 		old.update++
-		old.withdrawn, old.pending = true, false
+		old.withdrawn, old.pending, old.given = true, false, nil
 		d := s.base(g, "")
 		d.ID, d.Update, d.Withdrawn = id, old.update, true
 		d.FirstTime, d.LastTime = time.UnixMilli(old.first).UTC(), time.UnixMilli(old.last).UTC()
@@ -500,6 +510,9 @@ func (h *hasher) Sum64() uint64 { return h.h }
 // evidence fills what a detection says of its events.
 func (s *State) evidence(g *group, c cand, d *record.Detection) {
 	nums := s.union(g, c)
+	if g.m.c.Over() {
+		nums = g.distinct(nums)
+	}
 	d.EventCount = int64(len(nums))
 	var lost []string
 	if c.carried != nil {
@@ -543,7 +556,7 @@ func (s *State) evidence(g *group, c cand, d *record.Detection) {
 		}
 		if n < maxEvidence {
 			e := record.Evidence{
-				UUID: h.uuid, EventType: string([]byte(s.view.EventType())), Time: time.UnixMilli(h.time).UTC(), Topic: s.topic,
+				UUID: h.uuid, EventType: string([]byte(s.view.EventType())), Time: s.view.Derived().Time, Topic: s.topic,
 				Partition: h.partition, Offset: h.offset, Copy: int32(h.copy),
 			}
 			if h.bits&bitPublished != 0 {
@@ -680,6 +693,7 @@ func (l *lens) event(s *State, g *group, n int32) *rule.Event {
 		s.failed(err)
 	}
 	e.ev.Reset(&e.view)
+	e.ev.SetDetection(g.events[n].ref())
 	if l.by == nil {
 		l.by = map[int32]*seenEvent{}
 	}
@@ -702,7 +716,8 @@ func (l *lens) clear() {
 func (s *State) settle(g *group, cands []cand) {
 	m := g.m
 	period := m.period()
-	late := m.c.Detection.Lateness.Milliseconds()
+	late := m.c.Wait().Milliseconds()
+	open := g.open()
 	due := int64(never)
 	wake := func(clock int64) { due = min(due, clock+late) }
 	minFirst := int64(never)
@@ -711,7 +726,11 @@ func (s *State) settle(g *group, cands []cand) {
 		if d.final {
 			continue
 		}
-		wake(c.last + period)
+		if open <= c.last+period {
+			wake(max(c.last+period, open+openFor))
+		} else {
+			wake(c.last + period)
+		}
 		if d.pending {
 			due = min(due, d.at+pace)
 		}
@@ -721,7 +740,7 @@ func (s *State) settle(g *group, cands []cand) {
 	}
 	wrote := false
 	if m.clock != ever {
-		if floor := min(m.clock, minFirst-1); floor > g.floor {
+		if floor := min(m.clock, minFirst-1, open-1); floor > g.floor {
 			g.floor = floor
 			n := sort.Search(len(g.hits), func(i int) bool { return g.hits[i].at > floor })
 			g.hits = slices.Clone(g.hits[n:])
@@ -755,7 +774,9 @@ func (s *State) settle(g *group, cands []cand) {
 			wake(g.events[n].time + waits)
 		}
 	}
-	if minFirst == never || m.clock == ever || g.floor >= m.clock {
+	if open != never {
+		wake(open + openFor)
+	} else if minFirst == never || m.clock == ever || g.floor >= m.clock {
 		if len(g.events) > 0 {
 			wake(s.prunable(g))
 		}
