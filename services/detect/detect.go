@@ -57,9 +57,10 @@ type Service struct {
 
 	newWindows func(*rule.Set, engine.Observer) windows
 	windowed   atomic.Bool    // a windowed rule has been loaded since the start: time must go on
+	over       atomic.Bool    // a rule over detections has been
 	clocks     sync.WaitGroup // what clocks do beside the stage
 	evidence   evidence
-	second     func() bool   // a rule in force reads what others found: there is a second time
+	second     func() bool   // a rule reads what others found: there is a second time
 	patience   time.Duration // with a Match of a rule that is not loaded
 
 	mu   sync.Mutex
@@ -110,7 +111,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	s.newWindows = func(set *rule.Set, o engine.Observer) windows {
 		return engine.NewState(set, engine.WithTopic(topics.SystemLog.Name), engine.WithStateObserver(o))
 	}
-	s.second = func() bool { return false } // no kind does yet
+	s.second = s.over.Load
 	if builtin {
 		s.pack = deps.Pack
 	}
@@ -173,13 +174,14 @@ func (s *Service) judge(ctx context.Context, m bus.Message, out *bus.Emit) error
 	}
 	s.m.events.Inc()
 	at := engine.Place{Topic: m.Topic.Name, Partition: m.Partition, Offset: m.Offset}
+	taken := w.matcher.Take(&w.view, at)
 	for _, d := range w.matcher.Match(&w.view, at) {
 		if err := out.Put(topics.Detections, d.Fingerprint, d); err != nil {
 			return fmt.Errorf("write detection of rule %s: %w", d.RuleID, err)
 		}
 		s.m.detections.With(d.RuleID, d.Mode).Inc()
+		taken = append(taken, w.matcher.TakeDetection(&w.view, at, d)...)
 	}
-	taken := w.matcher.Take(&w.view, at)
 	if len(taken) > 0 {
 		s.evidence.remember(at, bytes.Clone(w.view.JSON()))
 	}

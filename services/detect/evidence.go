@@ -28,12 +28,14 @@ type judged struct {
 	ctx   context.Context //nolint:containedctx // lives as long as one call of the stage
 	out   *bus.Emit
 	found []*record.Detection
+	pairs []*record.Match // what rules over detections take of them
 }
 
 // flush has the windows judge what they took.
 func (w *judged) flush() {
 	o := w.t.state.Flush()
 	w.found = append(w.found, o.Detections...)
+	w.pairs = append(w.pairs, o.Pairs...)
 	for _, c := range o.Changes {
 		w.out.State([]byte(c.Key), c.Value)
 	}
@@ -55,6 +57,12 @@ func (w *judged) write() error {
 				return err
 			}
 		}
+	}
+	for _, mt := range w.pairs {
+		if err := w.out.Put(topics.Matches, engine.MatchKey(mt), mt); err != nil {
+			return fmt.Errorf("write evidence for rule %s: %w", mt.RuleID, err)
+		}
+		s.m.matches.With(mt.RuleID).Inc()
 	}
 	return nil
 }
