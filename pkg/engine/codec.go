@@ -64,6 +64,7 @@ const (
 	entrySeen   = 'S' // a last sighting
 	entryBucket = 'B' // a closed bucket
 	entryGiven  = 'P' // an evidence event that rules over detections were given
+	entryUnsure = 'U' // a pair that is not taken but may yet be
 )
 
 func key(entry byte, parts ...string) string {
@@ -243,7 +244,7 @@ func (s *State) Restore(k string, value []byte) error {
 		}
 		return nil
 	}
-	want := map[byte]int{entryLane: 2, entryBegin: 4, entryHeld: 7, entrySent: 6, entryMeta: 6, entrySeen: 6, entryBucket: 6, entryGiven: 7}[entry]
+	want := map[byte]int{entryLane: 2, entryBegin: 4, entryHeld: 7, entrySent: 6, entryMeta: 6, entrySeen: 6, entryBucket: 6, entryGiven: 7, entryUnsure: 7}[entry]
 	if want == 0 || want != len(p) {
 		return fmt.Errorf("the changelog has an entry of an unknown sort %q", entry)
 	}
@@ -298,6 +299,8 @@ func (s *State) Restore(k string, value []byte) error {
 		g.dets[p[5]] = d
 	case entryGiven:
 		g.restoreGiven(p[5], p[6], r)
+	case entryUnsure:
+		s.pairs.restore(g, pairID{p[5], p[6]}, r.int())
 	case entryMeta:
 		g.floor, g.truncated, g.meta = r.int(), r.byte() == 1, true
 	case entrySeen:

@@ -36,8 +36,18 @@ type pair struct {
 	partial         bool
 }
 
-// take gives what a rule takes of the pair, whose event ev stands at.
-func (p *pair) take(c *rule.Compiled, ev *rule.Event, open bool, o Observer) []*record.Match {
+// openness is what a later update of its detection may change of a pair.
+type openness uint8
+
+const (
+	settled openness = iota
+	open             // what the rule reads
+	unsure           // whether the rule takes it
+)
+
+// take gives what a rule takes of the pair, whose event ev stands at. What it does not take, but may yet, is a Match
+// without fields: the rule's group waits for it.
+func (p *pair) take(c *rule.Compiled, ev *rule.Event, is openness, o Observer) []*record.Match {
 	if !c.Judges(p.partial) {
 		return nil
 	}
@@ -49,14 +59,26 @@ func (p *pair) take(c *rule.Compiled, ev *rule.Event, open bool, o Observer) []*
 	if exception != "" {
 		o.Excepted(c.ID, exception)
 	}
-	if t == nil {
+	at := time.UnixMilli(p.at).UTC()
+	base := record.Match{
+		Kind: MatchPair, Org: p.org, Lane: p.lane, UUID: p.uuid, Time: &at, Partition: p.place.partition(), Offset: p.place.offset(),
+		Copy: p.copy, Partial: p.partial, Detection: p.said(c, is != settled),
+	}
+	if t != nil {
+		return matchesOf(c, t, ev.View(), o, base)
+	}
+	if is != unsure {
 		return nil
 	}
-	at := time.UnixMilli(p.at).UTC()
-	return matchesOf(c, t, ev.View(), o, record.Match{
-		Kind: MatchPair, Org: p.org, Lane: p.lane, UUID: p.uuid, Time: &at, Partition: p.place.partition(), Offset: p.place.offset(),
-		Copy: p.copy, Partial: p.partial, Detection: p.said(c, open),
-	})
+	keys, err := c.Groups(ev)
+	if err != nil { // told already
+		return nil
+	}
+	out := matchesOf(c, &rule.Taken{Keys: keys}, ev.View(), o, base)
+	for _, mt := range out {
+		mt.Fields = nil
+	}
+	return out
 }
 
 // said is what travels of the detection: the fields that the rule still reads of a held pair, and its identity.
@@ -115,7 +137,7 @@ func (m *Matcher) takePair(readers []*rule.Compiled, v *record.SystemLogView, at
 	}
 	m.event.Reset(v)
 	for _, c := range readers {
-		out = append(out, p.take(c, m.event, false, m.observer)...)
+		out = append(out, p.take(c, m.event, settled, m.observer)...)
 	}
 	m.event.SetDetection(nil)
 	return out
@@ -141,7 +163,11 @@ type pairing struct {
 	event    *rule.Event
 	view     record.SystemLogView
 	owned    map[*group]bool // groups whose events are no snapshot's: they may be changed in place
+	unsure   map[*group]map[pairID]int64
 }
+
+// pairID is a pair that is not taken but may yet be; with its time the group's memory waits for it.
+type pairID struct{ id, uuid string }
 
 // WithDisabledReaders makes pairs for disabled rules too: tests and evaluations do.
 func WithDisabledReaders() StateOption { return func(s *State) { s.pairs.disabled = true } }
@@ -157,6 +183,7 @@ type readers struct {
 type readingRule struct {
 	c    *rule.Compiled
 	refs int // fields of event.detection that it reads and that may change
+	take int // those that decide whether it takes a record
 }
 
 func (s *State) readers(m *memory) *readers {
@@ -168,7 +195,7 @@ func (s *State) readers(m *memory) *readers {
 	if m.c.Mode.Read() && !m.c.Over() {
 		for _, c := range s.set.For(m.lane.org) {
 			if (c.Mode != rule.ModeDisabled || s.pairs.disabled) && c.CanRead(m.c) {
-				r.rules = append(r.rules, readingRule{c, c.Refs()})
+				r.rules = append(r.rules, readingRule{c, c.Refs(), c.TakesByRefs()})
 			}
 		}
 	}
@@ -414,7 +441,7 @@ type exchange struct {
 }
 
 // taken is what a rule takes of one of the group's events as a pair.
-func (x *exchange) taken(n int32, c *rule.Compiled, p pair, as givenPair, open bool) []*record.Match {
+func (x *exchange) taken(n int32, c *rule.Compiled, p pair, as givenPair, is openness) []*record.Match {
 	w := &x.s.pairs
 	if w.set != x.s.set {
 		w.set, w.event = x.s.set, x.s.set.NewEvent()
@@ -427,24 +454,33 @@ func (x *exchange) taken(n int32, c *rule.Compiled, p pair, as givenPair, open b
 	w.event.Reset(&w.view)
 	p.uuid, p.at, p.copy, p.partial = h.uuid, as.at, int32(as.copy), as.partial
 	p.place = Place{x.s.topic, h.partition, h.offset}
-	out := p.take(c, w.event, open, x.s.observer)
+	out := p.take(c, w.event, is, x.s.observer)
 	for _, mt := range out { // without a topic as it came
 		mt.Partition, mt.Offset = h.partition, h.offset
 	}
 	return out
 }
 
-func (x *exchange) changes(r readingRule) bool { return r.refs&x.rs.changing != 0 }
+func (x *exchange) openness(r readingRule, final bool) openness {
+	switch {
+	case final:
+	case r.take&x.rs.changing != 0:
+		return unsure
+	case r.refs&x.rs.changing != 0:
+		return open
+	}
+	return settled
+}
 
 // send makes a pair that was not there.
 func (x *exchange) send(n int32, r readingRule, p givenPair) {
-	x.s.out.Pairs = append(x.s.out.Pairs, x.taken(n, r.c, x.now, p, !x.final && x.changes(r))...)
+	x.s.out.Pairs = append(x.s.out.Pairs, x.taken(n, r.c, x.now, p, x.openness(r, x.final))...)
 }
 
 // replace sends what is other than before and takes away what is no more.
 func (x *exchange) replace(n int32, r readingRule, was, now givenPair) {
-	before := x.taken(n, r.c, x.was, was, x.changes(r))
-	for _, mt := range x.taken(n, r.c, x.now, now, !x.final && x.changes(r)) {
+	before := x.taken(n, r.c, x.was, was, x.openness(r, false))
+	for _, mt := range x.taken(n, r.c, x.now, now, x.openness(r, x.final)) {
 		i := slices.IndexFunc(before, func(o *record.Match) bool { return o.Group == mt.Group })
 		if i >= 0 {
 			old := before[i]
@@ -461,7 +497,7 @@ func (x *exchange) replace(n int32, r readingRule, was, now givenPair) {
 // remove takes a pair away from every rule.
 func (x *exchange) remove(n int32, was givenPair) {
 	for _, r := range x.rs.rules {
-		x.withdraw(x.taken(n, r.c, x.was, was, false))
+		x.withdraw(x.taken(n, r.c, x.was, was, x.openness(r, false)))
 	}
 }
 
@@ -489,20 +525,28 @@ func (s *State) applyPair(m *memory, mt *record.Match) error {
 		return fmt.Errorf("evidence event %s for rule %s has no detection or time", mt.UUID, mt.RuleID)
 	}
 	g := m.groups[mt.Group]
-	if d.Withdrawn {
-		if g == nil {
-			return nil
-		}
-		if i := g.pairAt(&held{time: mt.Time.UnixMilli(), uuid: mt.UUID, sub: d.ID}); i >= 0 {
+	at := mt.Time.UnixMilli()
+	unsure := !d.Withdrawn && len(mt.Fields) == 0
+	if g == nil && d.Withdrawn {
+		return nil
+	}
+	if g != nil && (d.Withdrawn || unsure) {
+		if i := g.pairAt(&held{time: at, uuid: mt.UUID, sub: d.ID}); i >= 0 {
 			h := g.events[i]
 			s.removePair(g, i)
 			s.change(keyOfHeld(g, &h), nil)
 		}
+	}
+	if d.Withdrawn {
+		s.sure(g, pairID{d.ID, mt.UUID})
 		return nil
 	}
-	h, err := pairOf(m.c, mt)
-	if err != nil {
-		return err
+	var h held
+	if !unsure {
+		var err error
+		if h, err = pairOf(m.c, mt); err != nil {
+			return err
+		}
 	}
 	if g == nil {
 		if len(m.groups) >= maxGroups {
@@ -511,6 +555,11 @@ func (s *State) applyPair(m *memory, mt *record.Match) error {
 		}
 		g = s.newGroup(m, strings.Clone(mt.Group))
 	}
+	if unsure {
+		s.unsure(g, pairID{strings.Clone(d.ID), strings.Clone(mt.UUID)}, at)
+		return nil
+	}
+	s.sure(g, pairID{d.ID, mt.UUID})
 	i := g.pairAt(&h)
 	if i < 0 {
 		s.insert(g, h)
@@ -640,25 +689,111 @@ func (h *held) ref() *rule.DetectionRef {
 	return out
 }
 
+// unsure notes a pair that is not taken but may yet be.
+func (s *State) unsure(g *group, id pairID, at int64) {
+	s.touch(g)
+	s.enqueue(g)
+	if s.pairs.unsure == nil {
+		s.pairs.unsure = map[*group]map[pairID]int64{}
+	}
+	all := s.pairs.unsure[g]
+	if all == nil {
+		all = map[pairID]int64{}
+		s.pairs.unsure[g] = all
+	}
+	was, had := all[id]
+	all[id] = at
+	s.undo = append(s.undo, func() {
+		if had {
+			all[id] = was
+		} else {
+			s.pairs.forget(g, id)
+		}
+	})
+	s.change(keyOfUnsure(g, id), appendInt(nil, at))
+}
+
+// sure notes that it is taken now, or never.
+func (s *State) sure(g *group, id pairID) {
+	was, had := s.pairs.unsure[g][id]
+	if !had {
+		return
+	}
+	s.touch(g)
+	s.enqueue(g)
+	s.pairs.forget(g, id)
+	s.undo = append(s.undo, func() { s.pairs.restore(g, id, was) })
+	s.change(keyOfUnsure(g, id), nil)
+}
+
+func (p *pairing) forget(g *group, id pairID) {
+	delete(p.unsure[g], id)
+	if len(p.unsure[g]) == 0 {
+		delete(p.unsure, g)
+	}
+}
+
+func (p *pairing) restore(g *group, id pairID, at int64) {
+	if p.unsure == nil {
+		p.unsure = map[*group]map[pairID]int64{}
+	}
+	if p.unsure[g] == nil {
+		p.unsure[g] = map[pairID]int64{}
+	}
+	p.unsure[g][id] = at
+}
+
+// sureOfAll forgets the pairs that a group waits for: those that are too old to change, or all.
+func (s *State) sureOfAll(g *group, clock int64) {
+	for id, at := range s.pairs.unsure[g] {
+		if clock == never || clock != ever && at+openFor <= clock {
+			s.pairs.forget(g, id)
+			s.undo = append(s.undo, func() { s.pairs.restore(g, id, at) })
+			s.change(keyOfUnsure(g, id), nil)
+		}
+	}
+}
+
+func keyOfUnsure(g *group, id pairID) string {
+	return key(entryUnsure, g.m.lane.org, g.m.lane.text(), g.m.ruleID.id, g.m.hash, g.id, id.id, id.uuid)
+}
+
+// entriesOfUnsure are those of the changelog.
+func (s *State) entriesOfUnsure(g *group) []Change {
+	var out []Change
+	for id, at := range s.pairs.unsure[g] {
+		out = append(out, Change{keyOfUnsure(g, id), appendInt(nil, at)})
+	}
+	return out
+}
+
 // open is the time of the first pair that a later update of its detection may change; never where there is none.
-func (g *group) open() int64 {
+func (s *State) open(g *group) int64 {
 	if !g.m.c.Over() {
 		return never
 	}
+	first := int64(never)
+	lasts := func(at int64) bool { return g.m.clock == ever || at+openFor > g.m.clock }
 	for i := range g.events {
-		if h := &g.events[i]; h.bits&bitOpen != 0 && (g.m.clock == ever || h.time+openFor > g.m.clock) {
-			return h.time
+		if h := &g.events[i]; h.bits&bitOpen != 0 && lasts(h.time) {
+			first = h.time
+			break
 		}
 	}
-	return never
+	for _, at := range s.pairs.unsure[g] {
+		if lasts(at) {
+			first = min(first, at)
+		}
+	}
+	return first
 }
 
 // decided is up to where nothing can change any more.
-func (g *group) decided() int64 {
+func (s *State) decided(g *group) int64 {
 	if g.m.clock == ever {
 		return ever
 	}
-	return min(g.m.clock, g.open()-1)
+	return min(g.m.clock, s.open(g)-1)
 }
 
 // distinct leaves out of some events those that came through another detection before: they count once.

@@ -328,7 +328,7 @@ func (s *State) reconcile(g *group, cands []cand, from int64) {
 		}
 		live = func(id string) bool { return ids[id] }
 	}
-	decided := g.decided()
+	decided := s.decided(g)
 	for _, c := range cands {
 		id := c.id
 		old, known := g.dets[id]
@@ -337,7 +337,7 @@ func (s *State) reconcile(g *group, cands []cand, from int64) {
 		}
 		now := max(m.lane.watermark, c.last)
 		final := decided != ever && decided >= c.last+period
-		if known && !old.withdrawn && c.last < from && old.first == c.first && !final && (!old.pending || !s.closing && now-old.at < pace) {
+		if known && !old.withdrawn && c.last < from && old.first == c.first && old.last == c.last && !final && (!old.pending || !s.closing && now-old.at < pace) {
 			continue
 		}
 		d, digest, content := s.write(g, c, id)
@@ -717,7 +717,8 @@ func (s *State) settle(g *group, cands []cand) {
 	m := g.m
 	period := m.period()
 	late := m.c.Wait().Milliseconds()
-	open := g.open()
+	s.sureOfAll(g, m.clock)
+	open := s.open(g)
 	due := int64(never)
 	wake := func(clock int64) { due = min(due, clock+late) }
 	minFirst := int64(never)
@@ -761,7 +762,7 @@ func (s *State) settle(g *group, cands []cand) {
 		}
 		wrote = s.prune(g) || wrote
 	}
-	if len(g.events) == 0 && len(g.dets) == 0 && len(g.seen) == 0 && len(g.buckets) == 0 {
+	if len(g.events) == 0 && len(g.dets) == 0 && len(g.seen) == 0 && len(g.buckets) == 0 && open == never {
 		s.drop(g)
 		return
 	}

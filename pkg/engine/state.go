@@ -712,6 +712,7 @@ func (s *State) drop(g *group) {
 	if g.meta {
 		s.change(keyOfMeta(g), nil)
 	}
+	s.sureOfAll(g, never)
 	g.gone = true
 	delete(g.m.groups, g.id)
 }
@@ -774,6 +775,7 @@ func (s *State) Snapshot() []Change {
 				for i := range g.buckets {
 					out = append(out, Change{keyOfBucket(g, g.buckets[i].start), appendBucket(nil, &g.buckets[i])})
 				}
+				out = append(out, s.entriesOfUnsure(g)...)
 				if g.meta {
 					out = append(out, Change{keyOfMeta(g), appendMeta(nil, g)})
 				}

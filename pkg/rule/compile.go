@@ -198,7 +198,13 @@ func (s *scope) compile(r *Rule) *Compiled {
 	if c.Detection.Kind != KindMatch {
 		c.finishState(s.lang, named)
 	}
-	c.over.reads, c.over.wait = rd, c.Detection.Lateness
+	c.over.reads, c.over.wait, c.over.takes = rd, c.Detection.Lateness, newReads(s.lang, named)
+	for _, p := range append([]*program{c.where}, c.steps...) {
+		c.over.takes.program(p)
+	}
+	for _, e := range c.exceptions {
+		c.over.takes.program(e.when)
+	}
 	c.hash(rd)
 	return c
 }

@@ -14,6 +14,7 @@ const pathRuleID = "detection.ruleId"
 type overDetections struct {
 	reads *reads        // of all its expressions
 	later *reads        // of those that see what was kept of an event
+	takes *reads        // of those that say whether the rule takes a record
 	wait  time.Duration // what its clock lies behind the watermark
 }
 
@@ -70,6 +71,15 @@ func (m Mode) Read() bool { return m == ModeAlert || m == ModeSignal }
 // those of the rules that it can read.
 func (c *Compiled) Wait() time.Duration { return c.over.wait }
 
+// Groups are the keys under which a record would be taken, whatever the rule's conditions say of it.
+func (c *Compiled) Groups(ev *Event) ([][]string, error) {
+	t := &Taken{}
+	if err := c.keys(ev, t); err != nil {
+		return nil, err
+	}
+	return t.Keys, nil
+}
+
 // Fields of event.detection that a later update of the detection may change.
 const (
 	RefTitle = 1 << iota
@@ -78,9 +88,14 @@ const (
 )
 
 // Refs tells which changing fields of event.detection any of the rule's expressions reads.
-func (c *Compiled) Refs() (bits int) {
+func (c *Compiled) Refs() (bits int) { return changingRefs(c.over.reads) }
+
+// TakesByRefs tells which of them decide whether the rule takes a record.
+func (c *Compiled) TakesByRefs() (bits int) { return changingRefs(c.over.takes) }
+
+func changingRefs(rd *reads) (bits int) {
 	for name, bit := range map[string]int{"title": RefTitle, "severity": RefSeverity, "firstTime": RefFirstTime} {
-		if c.over.reads.fields[readField{typeDetection, name}] {
+		if rd.fields[readField{typeDetection, name}] {
 			bits |= bit
 		}
 	}
