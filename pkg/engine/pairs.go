@@ -156,6 +156,23 @@ func laneOf(org, text string) laneID {
 	return laneID{org, name, second}
 }
 
+// memoryOf is the memory that a Match is for; nil where no rule is known for it.
+func (s *State) memoryOf(mt *record.Match) *memory {
+	id := ruleID{mt.RuleID, mt.StateHash}
+	for _, second := range []bool{false, true} {
+		if l := s.lanes[laneID{mt.Org, mt.Lane, second}]; l != nil {
+			if m := l.rules[id]; m != nil && m.c != nil {
+				return m
+			}
+		}
+	}
+	c := s.find(mt.Org, id)
+	if c == nil {
+		return nil
+	}
+	return s.memory(s.lane(laneID{mt.Org, mt.Lane, c.Over()}), id, true)
+}
+
 // pairing is what the State works with when it makes and places pairs.
 type pairing struct {
 	disabled bool // rules that are disabled read too

@@ -334,12 +334,10 @@ func sortedGroups(m *memory) []string {
 
 // Apply takes a Match of kind event or detection. What it changes is judged at the next Flush.
 func (s *State) Apply(mt *record.Match) error {
-	id := ruleID{mt.RuleID, mt.StateHash}
-	c := s.find(mt.Org, id)
-	if c == nil {
+	m := s.memoryOf(mt)
+	if m == nil {
 		return fmt.Errorf("rule %s, state hash %s: %w", mt.RuleID, mt.StateHash, ErrUnknownRule)
 	}
-	m := s.memory(s.lane(laneID{mt.Org, mt.Lane, c.Over()}), id, true)
 	if mt.Kind == MatchPair {
 		return s.applyPair(m, mt)
 	}
