@@ -211,7 +211,7 @@ func (s *State) readers(m *memory) *readers {
 	*r = readers{of: s.set, c: m.c, changing: m.c.Changing()}
 	if m.c.Mode.Read() && !m.c.Over() {
 		for _, c := range s.set.For(m.lane.org) {
-			if (c.Mode != rule.ModeDisabled || s.pairs.disabled) && c.CanRead(m.c) {
+			if (c.Mode != rule.ModeDisabled || s.pairs.disabled) && c.CanRead(m.c) && m.c.KeepsFor(c) {
 				r.rules = append(r.rules, readingRule{c, c.Refs(), c.TakesByRefs()})
 			}
 		}

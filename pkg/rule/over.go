@@ -64,6 +64,26 @@ func (c *Compiled) Sources() string {
 // only, and what this one says of event.detection.ruleId does not leave the other out.
 func (c *Compiled) CanRead(o *Compiled) bool { return c.Over() && !o.Over() && c.sources().Has(o.ID) }
 
+// KeepsFor tells whether what c keeps of its events is enough for a rule that reads its detections: it is not when that one
+// came, or began to read more, after c was replaced.
+func (c *Compiled) KeepsFor(reader *Compiled) bool {
+	for _, rd := range []*reads{reader.over.reads, reader.over.later} {
+		if rd == nil {
+			continue
+		}
+		for rf := range rd.fields {
+			own := rf == readField{typeEvent, "detection"} || rf.typ == typeDetection || rf.typ == typeBaseline || rf.typ == typeKeyBaseline
+			if _, kept := slices.BinarySearch(c.keepText, rf.typ+"."+rf.field); !own && !kept {
+				return false
+			}
+		}
+		if _, kept := slices.BinarySearch(c.keepText, "raw"); len(rd.raw) > 0 && !kept {
+			return false
+		}
+	}
+	return true
+}
+
 // Read tells whether detections in this mode are read by rules over detections.
 func (m Mode) Read() bool { return m == ModeAlert || m == ModeSignal }
 

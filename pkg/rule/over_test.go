@@ -76,7 +76,7 @@ func TestSources(t *testing.T) {
 
 func sortedWords(s string) []string {
 	m := map[string]any{}
-	for _, w := range strings.Fields(strings.ReplaceAll(s, ",", "")) {
+	for w := range strings.FieldsSeq(strings.ReplaceAll(s, ",", "")) {
 		m[w] = nil
 	}
 	return sortedKeys(m)
@@ -102,6 +102,9 @@ func TestReadRuleKeepsWhatReadersRead(t *testing.T) {
 	}
 	if entry.Wait() != 20*time.Minute || two.Wait() != 20*time.Minute || byID(t, both, "entry").Detection.Lateness != 10*time.Minute {
 		t.Errorf("the reader waits %v, the other %v", entry.Wait(), two.Wait())
+	}
+	if one.KeepsFor(entry) || !two.KeepsFor(entry) {
+		t.Error("an earlier version is taken to keep what it does not, or the present one not to")
 	}
 	if !entry.CanRead(two) || two.CanRead(entry) || entry.CanRead(entry) {
 		t.Error("who reads whom")
