@@ -142,7 +142,7 @@ func generate(r *rand.Rand, id string, over bool) *pair {
 	m := &model.Rule{ID: id, Revision: 1 + r.IntN(3), Severity: 2, Mode: "alert", TitleVaries: true}
 	m.Kind = pick(r, "aggregate", "aggregate", "sequence", "sequence", "first_seen")
 	if over {
-		m.Kind = pick(r, "aggregate", "sequence", "sequence")
+		m.Kind = pick(r, "aggregate", "sequence")
 	}
 	var b strings.Builder
 	where := cond{"true", func(*model.Event) bool { return true }}
@@ -244,7 +244,7 @@ func generateAggregate(r *rand.Rand, m *model.Rule, b *strings.Builder) string {
 			fmt.Fprintf(b, "    %s\n", a.cel)
 			m.Aggs = append(m.Aggs, a.agg)
 		}
-		if h = pick(r, havings[0], havings[2], havings[7], overHavings[0], overHavings[1], overHavings[2]); h.cel == overHavings[2].cel {
+		if h = pick(r, havings[0], havings[2], havings[7], havings[7], overHavings[0], overHavings[1], overHavings[2]); h.cel == overHavings[2].cel {
 			m.ReadsSeverity = true
 			b.WriteString("    sev: {max: event.detection.severity}\n")
 			m.Aggs = append(m.Aggs, model.Agg{Name: "sev", How: "max", Int: func(e *model.Event) int64 { return int64(e.Through.Severity) }})

@@ -95,11 +95,21 @@ func trios(t testing.TB, seed uint64, n int) []*trio {
 			one.rules = append(one.rules, p)
 		}
 		reader := generate(r, "reader", true)
-		for !strings.Contains(reader.text, "input: detections") {
+		for i := 0; !strings.Contains(reader.text, "input: detections") || i < 2 && !reader.model.ReadsTitle && !reader.model.ReadsSeverity; i++ {
 			reader = generate(r, "reader", true)
 		}
 		one.rules = append(one.rules, reader)
+		short := r.IntN(3) > 0 // clocks pass what later hits speak of
 		for _, p := range one.rules {
+			if short {
+				p.text = strings.Replace(p.text, "lateness: "+span(p.model.Lateness), "lateness: "+span(10*second), 1)
+				p.model.Lateness = 10 * second
+				long := map[bool]int64{true: 60 * second, false: 8 * 3600 * second}[p == reader]
+				if p.model.Kind != "match" {
+					p.text = strings.Replace(p.text, "period: "+span(p.model.Period), "period: "+span(long), 1)
+					p.model.Period = long
+				}
+			}
 			fsys["p/"+p.model.ID+".yaml"] = &fstest.MapFile{Data: []byte(p.text)}
 		}
 		set, problems, err := l.Load(rule.Source{Name: "rules", FS: fsys})
