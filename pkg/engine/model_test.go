@@ -469,7 +469,7 @@ func play(t *rapid.T, d *dice, set *rule.Set, lateness int64, come []delivery, b
 	heard := func(d *record.Detection) {
 		id := fmt.Sprintf("%s/%d", d.ID, d.Update)
 		if seen[id] && d.Kind != "match" { // what comes twice is dropped before
-			t.Fatalf("update %s was written twice", id)
+			t.Fatalf("update %s of rule %s was written twice", id, d.RuleID)
 		}
 		seen[id] = true
 		sum["updates"]++

@@ -721,17 +721,19 @@ func (s *State) settle(g *group, cands []cand) {
 	open := s.open(g)
 	due := int64(never)
 	wake := func(clock int64) { due = min(due, clock+late) }
+	wakeDecided := func(at int64) { // when all up to at is decided
+		if open <= at {
+			at = max(at, open+openFor)
+		}
+		wake(at)
+	}
 	minFirst := int64(never)
 	for _, c := range cands {
 		d := g.dets[c.id]
 		if d.final {
 			continue
 		}
-		if open <= c.last+period {
-			wake(max(c.last+period, open+openFor))
-		} else {
-			wake(c.last + period)
-		}
+		wakeDecided(c.last + period)
 		if d.pending {
 			due = min(due, d.at+pace)
 		}
@@ -749,12 +751,12 @@ func (s *State) settle(g *group, cands []cand) {
 		for _, id := range sortedKeys(g.dets) {
 			d := g.dets[id]
 			switch {
-			case d.withdrawn && d.slotEnd <= m.clock, d.final && !d.withdrawn && d.last <= g.floor:
+			case d.withdrawn && d.slotEnd <= min(m.clock, open-1), d.final && !d.withdrawn && d.last <= g.floor:
 				delete(g.dets, id)
 				s.change(keyOfSent(g, id), nil)
 				wrote = true
 			case d.withdrawn:
-				wake(d.slotEnd)
+				wakeDecided(d.slotEnd)
 			}
 		}
 		if len(g.dets) == 0 {
