@@ -87,11 +87,11 @@ func (h *stageHealth) progressed(failing int) {
 
 // instruments are the bus's metrics.
 type instruments struct {
-	in, out, dead, retries, restarts, rebalances *metrics.Counter
-	txns                                         *metrics.Counter
-	txnSeconds, restoreSeconds                   *metrics.Histogram
-	lag, partitions                              *metrics.Gauge
-	sinceEvent                                   *metrics.Gauge
+	in, out, dead, retries, restarts, rebalances, rebuilds *metrics.Counter
+	txns                                                   *metrics.Counter
+	txnSeconds, restoreSeconds                             *metrics.Histogram
+	lag, partitions                                        *metrics.Gauge
+	sinceEvent                                             *metrics.Gauge
 }
 
 func newInstruments(s *metrics.Set) *instruments {
@@ -104,6 +104,7 @@ func newInstruments(s *metrics.Set) *instruments {
 		rebalances:     s.Counter("oktawatch_bus_rebalances_total", "Changes of the partitions a stage works on.", "stage"),
 		txns:           s.Counter("oktawatch_bus_transactions_total", "Transactions by how they ended: committed, aborted, unknown.", "stage", "outcome"),
 		txnSeconds:     s.Histogram("oktawatch_bus_transaction_seconds", "Time from the first write of a transaction to the answer of its commit.", "stage"),
+		rebuilds:       s.Counter("oktawatch_bus_rebuilds_total", "Partitions whose changelog was lost, so that their memory was made again from the input.", "stage"),
 		restoreSeconds: s.Histogram("oktawatch_bus_restore_seconds", "Time from the assignment of a partition to its first record.", "stage"),
 		lag:            s.Gauge("oktawatch_bus_lag_records", "Records written to the stage's partitions and not yet committed.", "stage"),
 		partitions:     s.Gauge("oktawatch_bus_partitions", "Partitions the stage works on.", "stage"),

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -79,7 +78,7 @@ func (s *session) tryRestore(u *unit) error {
 			u.offsets[name] = o
 		}
 	}
-	u.number = got[s.names[0]][u.n].number
+	u.number, u.logged, u.rebuild = got[s.names[0]][u.n].number, got[s.names[0]][u.n].logged, nil
 	if err := s.hooks.Step(ctx, hook.OffsetsFetched, u.n); err != nil {
 		return err
 	}
@@ -92,7 +91,8 @@ func (s *session) tryRestore(u *unit) error {
 	}
 	u.heal = nil
 	if s.g.State != nil {
-		if err := s.readChangelog(u, task); err != nil {
+		u.goesOn(s.names, got)
+		if err := s.readChangelog(u, task, got); err != nil {
 			return fmt.Errorf("read %s: %w", s.g.State.Name, err)
 		}
 	}
@@ -100,7 +100,7 @@ func (s *session) tryRestore(u *unit) error {
 	return nil
 }
 
-func (s *session) readChangelog(u *unit, task Task) error {
+func (s *session) readChangelog(u *unit, task Task, committed map[string]map[int32]committedOffset) error {
 	ctx := u.ctx
 	topic := s.g.State.Full(s.b.deps.Prefix)
 	end, err := listOffsets(ctx, s.cl, map[string][]int32{topic: {u.n}}, latest, readUncommitted)
@@ -109,6 +109,12 @@ func (s *session) readChangelog(u *unit, task Task) error {
 	}
 	if err := s.hooks.Step(ctx, hook.EndFetched, u.n); err != nil {
 		return err
+	}
+	whole := end[topic][u.n] >= u.logged
+	if !whole {
+		if err := s.lost(ctx, u, end[topic][u.n], committed); err != nil {
+			return err
+		}
 	}
 	torn := map[string][]byte{} // key: its last value that counts
 	read := func(each func(r *kgo.Record, counts bool) error) error {
@@ -127,8 +133,8 @@ func (s *session) readChangelog(u *unit, task Task) error {
 		})
 	}
 	err = read(func(r *kgo.Record, counts bool) error {
-		if !counts {
-			torn[string(r.Key)] = nil
+		if !counts || !whole {
+			torn[string(r.Key)] = nil // of a changelog that is not whole nothing counts
 			return nil
 		}
 		if err := safely(func() error { return task.Restore(r.Key, r.Value) }); err != nil {
@@ -142,7 +148,7 @@ func (s *session) readChangelog(u *unit, task Task) error {
 	// The broker kept a transaction's changelog and lost its offsets (only the embedded one can). What it wrote is not in the memory; so
 	// that it does not count later on, or hide in compaction what does, the next transaction writes the true values again.
 	err = read(func(r *kgo.Record, counts bool) error {
-		if _, ok := torn[string(r.Key)]; ok && counts {
+		if _, ok := torn[string(r.Key)]; ok && counts && whole {
 			torn[string(r.Key)] = slices.Clone(r.Value)
 		}
 		return nil
@@ -150,7 +156,9 @@ func (s *session) readChangelog(u *unit, task Task) error {
 	for key, value := range torn {
 		u.heal = append(u.heal, emitted{rec: &kgo.Record{Topic: topic, Partition: u.n, Key: []byte(key), Value: value}, state: true})
 	}
-	s.log.Warn("the changelog holds a transaction whose offsets were lost: ignored", "partition", u.n, "keys", len(torn))
+	if whole {
+		s.log.Warn("the changelog holds a transaction whose offsets were lost: ignored", "partition", u.n, "keys", len(torn))
+	}
 	return err
 }
 
@@ -186,11 +194,8 @@ func (s *session) fetchOffsets(ctx context.Context, of map[string][]int32) (map[
 			}
 			c := committedOffset{offset: p.Offset, epoch: p.LeaderEpoch}
 			if p.Metadata != nil {
-				if text, ok := strings.CutPrefix(*p.Metadata, txnHeader+"="); ok {
-					if c.number, err = strconv.ParseInt(text, 10, 64); err != nil {
-						return nil, fmt.Errorf("committed offset of %s/%d: transaction number: %w", t.Topic, p.Partition, err)
-					}
-					c.numbered = true
+				if err := c.read(*p.Metadata); err != nil {
+					return nil, fmt.Errorf("committed offset of %s/%d: metadata %q: %w", t.Topic, p.Partition, *p.Metadata, err)
 				}
 			}
 			out[t.Topic][p.Partition] = c

@@ -72,6 +72,8 @@ type unit struct {
 	number   int64            // of the task's last transaction
 	offsets  map[string]int64 // committed: the next to read
 	heal     []emitted        // what a torn commit left in the changelog, set right by the next transaction
+	logged   int64            // the changelog's end behind what the task's last transaction wrote to it
+	rebuild  *rebuild         // the changelog was lost: the memory is made again from the input
 	pending  []*kgo.Record    // read, not committed
 	paused   bool
 	tries    int
@@ -284,10 +286,19 @@ func (s *session) killed() bool {
 
 // adopt takes over what has been restored, and returns the units to work on in the order of their numbers.
 func (s *session) adopt(now time.Time) []*unit {
+	ready, resume, rewind := s.adoptRestored(now)
+	s.rewind(rewind)
+	if len(resume) > 0 && s.changed == nil {
+		s.cl.ResumeFetchPartitions(resume)
+	}
+	return ready
+}
+
+func (s *session) adoptRestored(now time.Time) ([]*unit, map[string][]int32, map[string]map[int32]kgo.EpochOffset) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var ready []*unit
-	resume := map[string][]int32{}
+	resume, rewind := map[string][]int32{}, map[string]map[int32]kgo.EpochOffset{}
 	restoring := 0
 	for _, u := range s.units {
 		if !u.restored {
@@ -304,14 +315,14 @@ func (s *session) adopt(now time.Time) []*unit {
 				}
 				s.position[name][u.n] = u.offsets[name]
 			}
+			if u.rebuild != nil {
+				u.rewindTo(rewind)
+			}
 			s.b.m.restoreSeconds.With(s.label).Observe(now.Sub(u.began).Seconds())
 		}
 		ready = append(ready, u)
 	}
 	slices.SortFunc(ready, func(a, b *unit) int { return int(a.n - b.n) })
-	if len(resume) > 0 && s.changed == nil {
-		s.cl.ResumeFetchPartitions(resume)
-	}
 	owned := make([]int32, len(ready))
 	for i, u := range ready {
 		owned[i] = u.n
@@ -322,7 +333,7 @@ func (s *session) adopt(now time.Time) []*unit {
 		h.Alive, h.Partitions, h.Restoring, h.Retrying = alive, owned, restoring, retrying
 	})
 	s.b.m.partitions.With(s.label).Set(float64(len(owned)))
-	return ready
+	return ready, resume, rewind
 }
 
 // failing counts the units whose next record or Tick fails and is tried again. Under mu, by the loop.
@@ -347,7 +358,7 @@ func (s *session) owned(u *unit) bool {
 func (s *session) idle(now time.Time, units []*unit) time.Duration {
 	wait := time.Second
 	for _, u := range units {
-		if u.task != nil {
+		if u.task != nil && u.rebuild == nil {
 			wait = min(wait, u.nextTick.Sub(now))
 		}
 		if len(u.pending) > 0 {
@@ -402,10 +413,15 @@ func (s *session) poll(ctx context.Context, now time.Time, units []*unit, wait t
 		byNumber[u.n] = u
 	}
 	fetches.EachRecord(func(r *kgo.Record) {
-		if u := byNumber[r.Partition]; u != nil && r.Offset >= u.offsets[r.Topic] {
+		if u := byNumber[r.Partition]; u != nil && r.Offset >= u.offsets[r.Topic] && !u.rebuild.beyond(r) {
 			u.pending = append(u.pending, r)
 		}
 	})
+	for _, u := range units {
+		if u.rebuilt() {
+			s.rebuilt(u)
+		}
+	}
 	if fetches.NumRecords() == 0 {
 		s.h.set(func(h *StageHealth) {
 			if h.Alive && h.Retrying == 0 && now.Sub(h.LastProgress) > time.Second {
@@ -429,7 +445,7 @@ type turn struct {
 func (s *session) ticks(ctx context.Context, now time.Time, units []*unit) error {
 	var turns []turn
 	for _, u := range units {
-		if u.task == nil || now.Before(u.nextTick) && !u.tickNow.Load() || !s.owned(u) {
+		if u.task == nil || u.rebuild != nil || now.Before(u.nextTick) && !u.tickNow.Load() || !s.owned(u) {
 			continue
 		}
 		if u.tickFail > 0 && now.Before(u.nextTick) {
@@ -565,6 +581,9 @@ func (s *session) handle(ctx context.Context, u *unit, recs []*kgo.Record) (turn
 	if done > 0 {
 		t.upTo = ends[done-1]
 		t.newest = msgs[done-1].Timestamp
+	}
+	if u.rebuild != nil {
+		t.e.stateOnly()
 	}
 	return t, err
 }
@@ -754,6 +773,7 @@ func (s *session) commit(ctx context.Context, turns []turn) error {
 			if err := s.hooks.Step(ctx, hook.Produced, turns[0].u.n); err != nil {
 				return err
 			}
+			s.noteLogged(turns, offsets)
 			if err := s.commitTxnOffsets(ctx, member, generation, offsets); err != nil {
 				return err
 			}
@@ -816,12 +836,21 @@ func (s *session) offsetsOf(turns []turn) map[string]map[int32]committedOffset {
 	}
 	for _, t := range turns {
 		next := map[string]committedOffset{s.names[0]: {offset: t.u.offsets[s.names[0]], epoch: -1}}
+		if t.u.rebuild != nil {
+			for _, name := range s.names {
+				next[name] = committedOffset{offset: t.u.offsets[name], epoch: -1}
+			}
+		}
 		for _, r := range t.u.pending[:t.upTo] {
 			next[r.Topic] = committedOffset{offset: r.Offset + 1, epoch: r.LeaderEpoch}
 		}
+		for topic, c := range next {
+			c.until = t.u.rebuild.until(topic)
+			next[topic] = c
+		}
 		if t.u.task != nil {
 			first := next[s.names[0]]
-			first.number = t.u.number
+			first.number, first.logged = t.u.number, t.u.logged
 			if len(t.e.recs) > 0 {
 				first.number++
 			}
@@ -857,6 +886,9 @@ func (s *session) committed(turns []turn, written int, offsets map[string]map[in
 		for topic, byPart := range offsets {
 			if c, ok := byPart[u.n]; ok {
 				u.offsets[topic] = c.offset
+				if topic == s.names[0] {
+					u.logged = c.logged
+				}
 			}
 		}
 		if t.tick {
@@ -951,21 +983,6 @@ func (s *session) refused(turns []turn, end *endError) bool {
 		return true
 	}
 	return false
-}
-
-type committedOffset struct {
-	offset   int64
-	epoch    int32
-	number   int64
-	numbered bool
-}
-
-func (c committedOffset) metadata() *string {
-	text := ""
-	if c.numbered {
-		text = txnHeader + "=" + strconv.FormatInt(c.number, 10)
-	}
-	return &text
 }
 
 // commitOffsets commits offsets outside of any transaction.

@@ -3,7 +3,9 @@ package engine_test
 import (
 	"fmt"
 	"os"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/oktawatch/oktawatch/pkg/engine"
 	"github.com/oktawatch/oktawatch/pkg/record"
@@ -116,6 +118,56 @@ func BenchmarkRules(b *testing.B) {
 				if ds := m.Match(&v, engine.Place{}); len(ds) > 0 {
 					b.Fatal(ds[0].RuleID)
 				}
+			}
+		})
+	}
+}
+
+// BenchmarkUnbound judges an event by one rule without event type, of each sort that the public catalogues have.
+func BenchmarkUnbound(b *testing.B) {
+	conditions, err := os.ReadFile("testdata/unbound.txt")
+	if err != nil {
+		b.Fatal(err)
+	}
+	for where := range strings.Lines(string(conditions)) {
+		where = strings.TrimSpace(where)
+		b.Run(where[:min(len(where), 60)], func(b *testing.B) {
+			m := engine.NewMatcher(load(b, map[string]string{"p/r.yaml": "id: r\ntitle: X\nseverity: low\ndetection:\n  kind: match\n  where: >-\n    " + where + "\n"}))
+			p := payload(b, "user.session.start")
+			var v record.SystemLogView
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := v.Reset(p); err != nil {
+					b.Fatal(err)
+				}
+				m.Match(&v, engine.Place{})
+			}
+		})
+	}
+}
+
+// BenchmarkMeter judges the same events with a meter and without: what measuring a sample costs.
+func BenchmarkMeter(b *testing.B) {
+	began := time.Now()
+	for _, bc := range []struct {
+		name string
+		opts []engine.Option
+	}{
+		{"off", nil},
+		{"on", []engine.Option{engine.WithMeter(engine.Meter{
+			Every: 61, Now: func() time.Duration { return time.Since(began) }, Took: func(string, time.Duration) {},
+		})}},
+	} {
+		b.Run(bc.name, func(b *testing.B) {
+			m := engine.NewMatcher(twelve(b), bc.opts...)
+			p := payload(b, "user.authentication.auth_via_mfa")
+			var v record.SystemLogView
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := v.Reset(p); err != nil {
+					b.Fatal(err)
+				}
+				m.Match(&v, engine.Place{Topic: "t"})
 			}
 		})
 	}

@@ -144,8 +144,7 @@ func checkOver(t *rapid.T, all []*trio, sum map[string]int) {
 		}
 		like.Baseline = max(like.Baseline, m.Baseline)
 	}
-	events, come := stream(d, like)
-	begin := events[0].Time
+	events, come, begin := stream(d, like)
 	tail := []int64{0, 5 * second, 30 * second, 70 * second, 130 * second, 20 * 3600 * second, 60 * 3600 * second}[d.n(0, 6, "tail")]
 	end := events[len(events)-1].Time + longest + tail
 	got := play(t, d, one.set, like.Lateness, come, begin, end, sum)

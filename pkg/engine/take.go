@@ -21,7 +21,8 @@ func (m *Matcher) Take(v *record.SystemLogView, at Place) []*record.Match {
 	var out []*record.Match
 	m.event.Reset(v)
 	for _, c := range rules {
-		if !c.Judges(derived.Partial) || derived.Seed && !takesSeed(c) {
+		m.meter.next(c.ID)
+		if !c.Judges(derived.Partial) || derived.Seed && !TakesSeeds(c) {
 			continue
 		}
 		t, exception, err := c.Take(m.event)
@@ -38,6 +39,7 @@ func (m *Matcher) Take(v *record.SystemLogView, at Place) []*record.Match {
 			Partition: at.partition(), Offset: at.offset(), Copy: max(derived.Copy, 1), Partial: derived.Partial, Seed: derived.Seed,
 		})...)
 	}
+	m.meter.stop()
 	return out
 }
 
@@ -90,16 +92,19 @@ func (p Place) offset() int64 {
 
 // Kinds of a Match.
 const (
-	MatchEvent = "event"
-	MatchPair  = "detection" // an evidence event of a detection
-	MatchClock = "clock"
+	MatchEvent  = "event"
+	MatchPair   = "detection" // an evidence event of a detection
+	MatchClock  = "clock"
+	MatchSeed   = "seed"   // of any seed, whatever rules take of it
+	MatchSeeded = "seeded" // how far back seeds go, for every partition
 )
 
 // MatchKey is the key under which a Match is written, so that all of a group meet.
 func MatchKey(m *record.Match) string { return m.Org + "/" + m.RuleID + "/" + m.Group }
 
-func takesSeed(c *rule.Compiled) bool {
-	return c.Detection.Kind == rule.KindFirstSeen || c.Detection.Baseline > 0
+// TakesSeeds tells whether a rule takes in events of the past that are not judged: first_seen and baselines over events do.
+func TakesSeeds(c *rule.Compiled) bool {
+	return c.Detection.Kind == rule.KindFirstSeen || c.Detection.Baseline > 0 && !c.Over()
 }
 
 // groupText is a key in its canonical form: part=value by name of part, with zero bytes between. Of a rule with

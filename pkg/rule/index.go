@@ -44,7 +44,7 @@ const (
 type textTest struct {
 	path  textPath
 	neg   bool
-	how   string // operators.Equals, operators.In, startsWith, endsWith, contains, glob
+	how   string // operators.Equals, operators.In, startsWith, endsWith, contains, glob, known
 	words []string
 }
 
@@ -55,8 +55,14 @@ type textPath struct {
 }
 
 func (t *textTest) holds(v *record.SystemLogView) bool {
+	if t.how == testKnown {
+		return Known(t.path.get(v)) != t.neg
+	}
 	return matchesWord(t.how, t.path.get(v), t.words) != t.neg
 }
+
+// testKnown asks whether a text says anything.
+const testKnown = "known"
 
 func matchesWord(how, s string, words []string) bool {
 	for _, w := range words {
@@ -235,6 +241,10 @@ func (cs *conditions) of(a *celast.AST, e celast.Expr, neg bool) *condition {
 		if p := cs.named(name); p != nil && p.typ.Kind() == types.BoolKind {
 			return cs.of(p.ast, p.ast.Expr(), neg)
 		}
+	case celast.SelectKind:
+		if p, ok := cs.truth(e); ok {
+			return testOf(&textTest{path: p, how: operators.Equals, words: []string{textTrue}}, neg)
+		}
 	case celast.CallKind:
 		c := e.AsCall()
 		switch fn := c.FunctionName(); fn {
@@ -266,6 +276,12 @@ func (cs *conditions) of(a *celast.AST, e celast.Expr, neg bool) *condition {
 		case operators.In:
 			if t := cs.test(fn, c.Args()[0], c.Args()[1]); t != nil {
 				return testOf(t, neg)
+			}
+		case testKnown:
+			if c.IsMemberFunction() {
+				if p, ok := cs.path(c.Target()); ok {
+					return testOf(&textTest{path: p, how: testKnown}, neg)
+				}
 			}
 		case "startsWith", "endsWith", "contains", "glob":
 			if c.IsMemberFunction() && len(c.Args()) == 1 {
@@ -345,21 +361,38 @@ func (cs *conditions) constants(e celast.Expr, list bool) ([]string, bool) {
 	return nil, false
 }
 
-// path reads event.a.b where it is a text.
+// textTrue is what a boolean field reads as where it is true.
+const textTrue = "true"
+
+// path reads event.a.b where it is a text, an entry of an open object, or either in lower case.
 func (cs *conditions) path(e celast.Expr) (textPath, bool) {
-	var segs []string
-	for e.Kind() == celast.SelectKind && !e.AsSelect().IsTestOnly() {
-		segs = append(segs, e.AsSelect().FieldName())
-		e = e.AsSelect().Operand()
-	}
-	if e.Kind() != celast.IdentKind || e.AsIdent() != "event" || len(segs) == 0 {
+	if e.Kind() == celast.CallKind {
+		c := e.AsCall()
+		switch fn := c.FunctionName(); {
+		case fn == "lowerAscii" && c.IsMemberFunction() && len(c.Args()) == 0:
+			p, ok := cs.path(c.Target())
+			if !ok {
+				return textPath{}, false
+			}
+			get := p.get
+			if get == nil {
+				return textPath{}, false
+			}
+			return textPath{name: p.name + ".lowerAscii()", get: func(v *record.SystemLogView) string { return lowerASCII(get(v)) }}, true
+		case fn == operators.Index && len(c.Args()) == 2 && c.Args()[1].Kind() == celast.LiteralKind:
+			if key, ok := c.Args()[1].AsLiteral().(types.String); ok {
+				return cs.entry(segments(c.Args()[0]), string(key))
+			}
+		}
 		return textPath{}, false
 	}
-	slices.Reverse(segs)
+	segs := segments(e)
 	p := textPath{name: strings.Join(segs, ".")}
 	switch p.name {
 	case pathRuleID:
 		return p, true
+	case "":
+		return textPath{}, false
 	case "eventType":
 		p.get = (*record.SystemLogView).EventType
 		return p, true
@@ -377,37 +410,106 @@ func (cs *conditions) path(e celast.Expr) (textPath, bool) {
 		}
 		return p, true
 	}
+	if last, of, ok := cs.field(segs); ok && last.kind == kindString {
+		p.get = func(v *record.SystemLogView) string {
+			o, ok := of(v)
+			if !ok {
+				return ""
+			}
+			s, _ := last.str(o)
+			return s
+		}
+		return p, true
+	}
+	return cs.entry(segs[:len(segs)-1], segs[len(segs)-1])
+}
+
+// truth reads event.a.b where it is a boolean.
+func (cs *conditions) truth(e celast.Expr) (textPath, bool) {
+	segs := segments(e)
+	last, of, ok := cs.field(segs)
+	if !ok || last.kind != kindBool {
+		return textPath{}, false
+	}
+	return textPath{name: strings.Join(segs, "."), get: func(v *record.SystemLogView) string {
+		if o, ok := of(v); ok {
+			if b, _ := last.bol(o); b {
+				return textTrue
+			}
+		}
+		return ""
+	}}, true
+}
+
+// entry reads one key of an open object.
+func (cs *conditions) entry(segs []string, key string) (textPath, bool) {
+	last, of, ok := cs.field(segs)
+	if !ok || last.kind != kindStringMap {
+		return textPath{}, false
+	}
+	return textPath{name: strings.Join(segs, ".") + "." + key, get: func(v *record.SystemLogView) string {
+		o, ok := of(v)
+		if !ok {
+			return ""
+		}
+		return last.smap(o)[key]
+	}}, true
+}
+
+// segments are the names of event.a.b behind event; none where an expression is not of this form.
+func segments(e celast.Expr) []string {
+	var segs []string
+	for e.Kind() == celast.SelectKind && !e.AsSelect().IsTestOnly() {
+		segs = append(segs, e.AsSelect().FieldName())
+		e = e.AsSelect().Operand()
+	}
+	if e.Kind() != celast.IdentKind || e.AsIdent() != "event" {
+		return nil
+	}
+	slices.Reverse(segs)
+	return segs
+}
+
+// field finds a field of the event, with what gives the object it is of.
+func (cs *conditions) field(segs []string) (last *field, of func(v *record.SystemLogView) (any, bool), ok bool) {
+	if len(segs) == 0 {
+		return nil, nil, false
+	}
 	t := cs.types.byName[typeEvent]
-	var chain []*field
+	var objs []*field
 	for i, s := range segs {
 		f := t.byName[s]
 		switch {
 		case f == nil || f.ofEvent != nil:
-			return textPath{}, false
+			return nil, nil, false
 		case i == len(segs)-1:
-			if f.kind != kindString {
-				return textPath{}, false
-			}
+			last = f
 		case f.kind != kindObject:
-			return textPath{}, false
+			return nil, nil, false
 		default:
 			t = cs.types.byName[f.elem]
+			objs = append(objs, f)
 		}
-		chain = append(chain, f)
 	}
-	last := chain[len(chain)-1]
-	objs := chain[:len(chain)-1]
-	p.get = func(v *record.SystemLogView) string {
+	return last, func(v *record.SystemLogView) (any, bool) {
 		var o any = v
 		for _, f := range objs {
 			next, ok := f.obj(o)
 			if !ok {
-				return ""
+				return nil, false
 			}
 			o = next
 		}
-		s, _ := last.str(o)
-		return s
-	}
-	return p, true
+		return o, true
+	}, true
+}
+
+// lowerASCII is CEL's lowerAscii.
+func lowerASCII(s string) string {
+	return strings.Map(func(r rune) rune {
+		if 'A' <= r && r <= 'Z' {
+			return r + ('a' - 'A')
+		}
+		return r
+	}, s)
 }

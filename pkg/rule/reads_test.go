@@ -66,6 +66,48 @@ func TestEventTypes(t *testing.T) {
 	}
 }
 
+// TestEventTypesOfKinds derives the event types of rules with memory: of all their filters, and of those that only
+// remember or must not happen too.
+func TestEventTypesOfKinds(t *testing.T) {
+	for name, tc := range map[string]struct{ detection, want string }{
+		"aggregate": {
+			"kind: aggregate\n  where: vars.start || event.eventType.glob(\"app.*\")\n  window: 5m\n  aggregates: {b: {count: event.eventType == \"b\"}}\n  having: agg.b > 1", "user.session.start app.*",
+		},
+		"aggregate, where in params": {"kind: aggregate\n  where: event.eventType in params.types && event.eventType.startsWith(params.start)\n  window: 5m\n  having: agg.count > 1", "p1 p2"},
+		"aggregate without where":    {"kind: aggregate\n  window: 5m\n  aggregates: {b: {count: event.eventType == \"b\"}}\n  having: agg.b > 1", "every"},
+		"sequence": {
+			"kind: sequence\n  window: 5m\n  steps:\n    - {id: one, where: event.eventType == \"a\"}\n    - {id: two, where: 'lib.start && event.actor.id == steps.one.actor.id'}\n    - {id: three, not: true, where: event.eventType.startsWith(\"c.\")}", "a lib.start c.*",
+		},
+		"sequence with where": {
+			"kind: sequence\n  where: event.eventType in [\"a\", \"b\"]\n  window: 5m\n  steps:\n    - {id: one, where: event.outcome.result == \"DENY\"}\n    - {id: two, where: event.outcome.result == \"ALLOW\"}", "a b",
+		},
+		"sequence with a step of any type": {
+			"kind: sequence\n  window: 5m\n  steps:\n    - {id: one, where: event.eventType == \"a\"}\n    - {id: two, where: event.outcome.result == \"ALLOW\"}", "every",
+		},
+		"first_seen": {
+			"kind: first_seen\n  where: event.eventType == \"a\"\n  memory: 1d", "a",
+		},
+		"first_seen that learns": {
+			"kind: first_seen\n  where: event.eventType == \"a\"\n  learn_from: event.eventType in [\"a\", \"b\"] || event.eventType.glob(\"c.?\")\n  memory: 1d", "a b c.?",
+		},
+		"first_seen that learns from every event": {
+			"kind: first_seen\n  where: event.eventType == \"a\"\n  learn_from: event.actor.id != \"\"\n  memory: 1d", "every",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := one(t, "params: {types: [p1, p2, q], start: p}\nvars: {start: 'event.eventType == \"user.session.start\"'}\ndetection:\n  "+tc.detection+"\n",
+				"lib/l.yaml", "lib: {start: 'event.eventType == \"lib.start\"'}\n")
+			got := "every"
+			if c.Bound() {
+				got = strings.Join(append(c.Types.Exact, c.Types.Globs...), " ")
+			}
+			if got != tc.want {
+				t.Errorf("got %s, want %s", got, tc.want)
+			}
+		})
+	}
+}
+
 func TestCopies(t *testing.T) {
 	for expr, want := range map[string]Copies{
 		`event.actor.id == "x"`:                                   JudgesBoth,
@@ -122,12 +164,18 @@ func TestCopies(t *testing.T) {
 
 // TestConditionAgreesWithCEL holds what is judged without CEL against CEL.
 func TestConditionAgreesWithCEL(t *testing.T) {
-	words := []string{"", "a", "ab", "user.session.start", "User reset X"}
+	words := []string{"", "a", "ab", "user.session.start", "User reset X", "None", "\u00c9A"}
 	var exprs []string
-	for _, path := range []string{"event.eventType", "event.displayMessage", "event.outcome.result", "event.outcome.reason", "event.actor.id", "event.client.geographicalContext.country"} {
-		for _, how := range []string{`%s == "a"`, `%s != "a"`, `%s in ["a", "ab"]`, `!(%s in params.list)`, `%s.startsWith("a")`, `!%s.startsWith("User reset")`, `%s.endsWith("b")`, `%s.contains("a")`, `%s.glob("a*")`, `!(%s.glob("?") || false)`, `%s == params.text`} {
+	for _, path := range []string{
+		"event.eventType", "event.displayMessage", "event.outcome.result", "event.outcome.reason", "event.actor.id", "event.client.geographicalContext.country", "event.org",
+		"event.debugContext.debugData.key", `event.debugContext.debugData["a b"]`, "event.transaction.detail.key.lowerAscii()", "event.displayMessage.lowerAscii().lowerAscii()",
+	} {
+		for _, how := range []string{`%s.known()`, `!%s.known()`, `%s == "a"`, `%s != "a"`, `%s in ["a", "ab"]`, `!(%s in params.list)`, `%s.startsWith("a")`, `!%s.startsWith("User reset")`, `%s.endsWith("b")`, `%s.contains("a")`, `%s.glob("a*")`, `!(%s.glob("?") || false)`, `%s == params.text`} {
 			exprs = append(exprs, fmt.Sprintf(how, path))
 		}
+	}
+	for _, path := range []string{"event.securityContext.isProxy", "event.backfill", "event.device.managed"} {
+		exprs = append(exprs, path, "!"+path, path+" || event.actor.id.known()")
 	}
 	for i, e := range exprs[:len(exprs)-1] {
 		exprs = append(exprs, fmt.Sprintf("(%s) && !(%s)", e, exprs[i+1]), fmt.Sprintf("!(%s) || (%s) && event.target.size() == 0", e, exprs[i+1]))
@@ -147,6 +195,10 @@ func TestConditionAgreesWithCEL(t *testing.T) {
 		if i > 0 {
 			log.Outcome = &record.Outcome{Result: w, Reason: words[(i+2)%len(words)]}
 			log.Actor = &record.Actor{ID: w}
+			log.DebugContext = &record.DebugContext{DebugData: map[string]string{"key": w, "a b": words[(i+1)%len(words)]}}
+			log.Transaction = &record.Transaction{Detail: map[string]string{"key": w}}
+			log.SecurityContext = &record.SecurityContext{IsProxy: new(i%2 == 0)}
+			log.Derived = record.Derived{Org: w, Backfill: i%2 == 1}
 			log.Client = &record.Client{GeographicalContext: &record.GeographicalContext{Country: w}}
 		}
 		ev.Reset(viewOf(t, log))
@@ -165,7 +217,7 @@ func TestConditionAgreesWithCEL(t *testing.T) {
 			}
 		}
 	}
-	if certain < 900 {
+	if certain < 3000 {
 		t.Errorf("only %d were judged without CEL", certain)
 	}
 }

@@ -261,6 +261,33 @@ func TestInterleavedTransactions(t *testing.T) {
 	}
 }
 
+// An answer as full as it may be says as well as any other what was aborted.
+func TestAbortedInFullAnswers(t *testing.T) {
+	k := start(t, 1)
+	topic := k.topic(1, nil)
+	cl := k.client(kgo.TransactionalID(topic), kgo.ProducerBatchCompression(kgo.NoCompression()))
+	var want []string
+	for n := range 60 { // 6 MB, several answers
+		k.begin(cl)
+		how := kgo.TransactionEndTry(n%2 == 0)
+		value := fmt.Sprintf("%d %s", n, strings.Repeat("x", 100_000))
+		r := &kgo.Record{Topic: topic, Value: []byte(value)}
+		if err := cl.ProduceSync(t.Context(), r).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		k.end(cl, how)
+		if how == kgo.TryCommit {
+			want = append(want, line(0, r.Offset, value))
+		}
+	}
+	if got := k.committed(topic, len(want)); !slices.Equal(got, want) {
+		t.Errorf("franz-go gives %d records, %d were committed", len(got), len(want))
+	}
+	if got := k.tailed(topic, tail.Options{}); !slices.Equal(got, want) {
+		t.Errorf("tail gives %d records, %d were committed", len(got), len(want))
+	}
+}
+
 func difference(a, b []string) string {
 	for i := range max(len(a), len(b)) {
 		if i >= len(a) || i >= len(b) || a[i] != b[i] {

@@ -2,6 +2,10 @@ package detect
 
 import (
 	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -24,22 +28,52 @@ const benchEvents = 60_000
 // ordinary days, every sign-in a detection of mode signal, with an attack now and then. attacks: attacks alone, the worst there can be.
 func BenchmarkShare(b *testing.B) {
 	for name, ordinary := range map[string]int{"ordinary": 2000, "attacks": 0} {
-		b.Run(name, func(b *testing.B) {
-			bustest.Apart(b, "TestApart")
-			bustest.Contest{
-				Group: topics.DetectMatch, Out: topics.Detections,
-				Others: append(topics.DetectState.Topics(), topics.Matches.DLQ(), topics.DetectStateState),
-				Fill:   func(round int, emit func(bustest.Keyed)) { records(b, uint64(round+1), ordinary, emit) },
-				Start: func(ctx context.Context, made *bus.Bus, m *metrics.Set) error {
-					s, err := New(Config{}, Deps{Bus: made, Metrics: m, Pack: rules.FS})
-					if err != nil {
-						return err
-					}
-					return s.Run(ctx)
-				},
-			}.Run(b)
+		b.Run(name, func(b *testing.B) { share(b, ordinary, Config{}) })
+	}
+}
+
+// BenchmarkShareOfMany is the same with 150 rules on ordinary traffic: all bound to event types that do not come, or 25 of them without an
+// event type, of the sorts that the public catalogues have.
+func BenchmarkShareOfMany(b *testing.B) {
+	conditions, err := os.ReadFile("../../pkg/engine/testdata/unbound.txt")
+	if err != nil {
+		b.Fatal(err)
+	}
+	unbound := strings.Split(strings.TrimSpace(string(conditions)), "\n")
+	for _, bc := range []struct {
+		name    string
+		unbound int
+	}{{"bound", 0}, {"25 unbound", 25}} {
+		b.Run(bc.name, func(b *testing.B) {
+			dir := b.TempDir()
+			for i := range 150 {
+				where := fmt.Sprintf(`event.eventType == "type.%d" && event.target.exists(t, t.type == "User" && t.id != event.actor.id)`, i)
+				if i < bc.unbound {
+					where = unbound[i%len(unbound)]
+				}
+				write(b, filepath.Join(dir, "site", fmt.Sprintf("r%d.yaml", i)), fmt.Sprintf("id: r%d\ntitle: X\nseverity: low\nmode: signal\ndetection:\n  kind: match\n  where: >-\n    %s\n", i, where))
+			}
+			share(b, 2000, Config{RulesDir: dir, Rules: Rules{Builtin: new(bool)}})
 		})
 	}
+}
+
+// share measures the stage with a configuration beside a pass-through.
+func share(b *testing.B, ordinary int, cfg Config) {
+	b.Helper()
+	bustest.Apart(b, "TestApart")
+	bustest.Contest{
+		Group: topics.DetectMatch, Out: topics.Detections,
+		Others: append(topics.DetectState.Topics(), topics.Matches.DLQ(), topics.DetectStateState, topics.RuleStatus),
+		Fill:   func(round int, emit func(bustest.Keyed)) { records(b, uint64(round+1), ordinary, emit) },
+		Start: func(ctx context.Context, made *bus.Bus, m *metrics.Set) error {
+			s, err := New(cfg, Deps{Bus: made, Metrics: m, Pack: rules.FS})
+			if err != nil {
+				return err
+			}
+			return s.Run(ctx)
+		},
+	}.Run(b)
 }
 
 // records are the events of a simulated org as normalize writes them: so many ordinary ones between two attacks.

@@ -28,7 +28,8 @@ type judged struct {
 	ctx   context.Context //nolint:containedctx // lives as long as one call of the stage
 	out   *bus.Emit
 	found []*record.Detection
-	pairs []*record.Match // what rules over detections take of them
+	pairs []*record.Match    // what rules over detections take of them
+	seeds map[lane]time.Time // the earliest seed of this batch
 }
 
 // flush has the windows judge what they took.
@@ -51,9 +52,13 @@ func (w *judged) write() error {
 			return fmt.Errorf("write detection of rule %s: %w", d.RuleID, err)
 		}
 		s.m.detections.With(d.RuleID, d.Mode).Inc()
+		if d.Lane == liveLane && !d.Withdrawn {
+			s.health.facts.met(d.Org, d.RuleID, func(r *ruleFacts) { r.hit(d.LastTime.UnixMilli()) })
+		}
 		if what, ok := w.t.limits[d.RuleID]; ok {
 			delete(w.t.limits, d.RuleID)
-			if err := w.t.tell(w.out, findLimited, d.Org, d.RuleID, what, d.LastTime); err != nil {
+			s.health.facts.met(d.Org, d.RuleID, func(r *ruleFacts) { r.limited++ })
+			if err := w.t.tell(w.out, findLimited.Finding, d.Org, d.RuleID, what, d.LastTime); err != nil {
 				return err
 			}
 		}
@@ -63,6 +68,9 @@ func (w *judged) write() error {
 			return fmt.Errorf("write evidence for rule %s: %w", mt.RuleID, err)
 		}
 		s.m.matches.With(mt.RuleID).Inc()
+		if mt.Lane == liveLane && !mt.Excepted && len(mt.Fields) > 0 {
+			s.health.facts.met(mt.Org, mt.RuleID, func(r *ruleFacts) { r.take(mt.Time.UnixMilli()) })
+		}
 	}
 	return nil
 }

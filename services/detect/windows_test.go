@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/oktawatch/oktawatch/pkg/bus"
@@ -52,6 +53,8 @@ func (t *tally) Restored() {}
 func (t *tally) Orphans() int { return 0 }
 
 func (t *tally) Begin(string, string, time.Time) {}
+
+func (t *tally) Seeded(string, string, time.Time) {}
 
 func (t *tally) Restore(key string, value []byte) error {
 	k, isClock := strings.CutPrefix(key, "clock/")
@@ -185,6 +188,7 @@ func child() {
 		s, err = New(Config{RulesDir: dir, Rules: Rules{Builtin: &builtin}}, Deps{Log: bustest.Logger(), Bus: b, Pack: rules.FS})
 	}
 	if err == nil {
+		s.health.every = hasty
 		err = s.Run(context.Background())
 	}
 	fmt.Fprintln(os.Stderr, err)
@@ -372,7 +376,12 @@ func TestClockFollowsWhatIsComplete(t *testing.T) {
 // TestNoWindowedRuleNoClock: without a windowed rule nothing is written.
 func TestNoWindowedRuleNoClock(t *testing.T) {
 	r := newStateRig(t)
-	r.start("one", func(s *Service) { s.windowed.Store(false) })
+	pack := fstest.MapFS{"p/x.yaml": {Data: []byte("id: x\ntitle: X\nseverity: low\ndetection: {kind: match, where: event.eventType == \"a\"}\n")}}
+	s, err := New(Config{}, Deps{Log: bustest.Logger(), Bus: r.b.Bus(t, "one"), Pack: pack})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.run(s)
 	r.cursor("acme", "00oA", liveLane, pollKind, at, false)
 	time.Sleep(2 * roundEvery)
 	if got := r.clocks(); len(got) > 0 {

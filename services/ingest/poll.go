@@ -20,6 +20,7 @@ import (
 
 const (
 	beatEvery        = 30 * time.Second
+	emptyEvery       = time.Second     // the clock that reads cursors takes no more than one step a second
 	restartOverlap   = 5 * time.Minute // before the last good poll, when a cursor is refused
 	retention        = 90 * 24 * time.Hour
 	slowly           = 30 * time.Second // after an answer that only a person can cure
@@ -42,6 +43,7 @@ type poller struct {
 	st   record.SourceStatus
 	warn warnings
 
+	stood    time.Time // by Okta's clock: the answer whose cursor was last written
 	beat     time.Time // when the status was last written
 	told     string    // state last written
 	failures int       // in a row
@@ -95,7 +97,7 @@ func (p *poller) own(ctx context.Context) error {
 	}
 	defer txn.Close()
 	p.txn = txn
-	p.beat, p.told, p.failures = time.Time{}, "", 0
+	p.stood, p.beat, p.told, p.failures = time.Time{}, time.Time{}, "", 0
 	p.st, p.warn = p.src.status(partPoll), p.s.find.before(p.src.id, partPoll)
 	defer p.farewell(ctx)
 
@@ -235,12 +237,15 @@ func (p *poller) poll(ctx context.Context, org string) (time.Duration, error) {
 	if pg.next == p.cur.Next {
 		full = false // a link that leads to itself is not followed at once
 	}
-	if err := p.commit(ctx, org, pg, full, mostEvent); err != nil {
+	written, err := p.commit(ctx, org, pg, full, mostEvent)
+	if err != nil {
 		p.limit = max(1, len(pg.events)/2) // should it be that the page is too much for one transaction
 		return 0, err
 	}
-	p.s.sources.committed(p.src.id)
-	p.s.m.page.With(p.src.id).Observe(time.Since(began).Seconds())
+	if written {
+		p.s.sources.committed(p.src.id)
+		p.s.m.page.With(p.src.id).Observe(time.Since(began).Seconds())
+	}
 	p.failures = 0
 	p.src.trouble(partPoll, nil)
 	if p.limit > 0 && full {
@@ -251,8 +256,10 @@ func (p *poller) poll(ctx context.Context, org string) (time.Duration, error) {
 	return p.pace(full), nil
 }
 
-// commit writes a page's events, its cursor and, where due, the status in one transaction.
-func (p *poller) commit(ctx context.Context, org string, pg page, full bool, most int) error {
+// commit writes a page's events, its cursor and, where due, the status in one transaction. An empty page tells no more than that time
+// has gone on: unless that is a second, or the status is due, it is not written and polling goes on from its link in memory. Whoever
+// resumes asks from the older link once more, behind which are the same events.
+func (p *poller) commit(ctx context.Context, org string, pg page, full bool, most int) (written bool, err error) {
 	now := time.Now()
 	raws := make([]raw, len(pg.events))
 	cur, st, warn := p.cur, p.st, warnings{append([]string(nil), p.warn.list...)}
@@ -301,8 +308,12 @@ func (p *poller) commit(ctx context.Context, org string, pg page, full bool, mos
 	}
 	st.Warnings = warn.list
 	due := found != nil || st.State != p.told || now.Sub(p.beat) >= beatEvery
+	if len(raws) == 0 && !due && oktaNow(pg).Sub(p.stood) < emptyEvery {
+		p.cur, p.st = cur, st
+		return false, nil
+	}
 
-	err := p.write(ctx, func(out *bus.Emit) error {
+	err = p.write(ctx, func(out *bus.Emit) error {
 		for _, r := range raws {
 			if err := out.Put(topics.Raw, r.key, r.rec); err != nil {
 				return err
@@ -330,9 +341,9 @@ func (p *poller) commit(ctx context.Context, org string, pg page, full bool, mos
 			p.log.Warn("okta.raw.v1 refuses an event as too large; it is written without its bytes. Raise max.message.bytes by oktawatch topics apply", "error", err.Error())
 			return p.commit(ctx, org, pg, full, smallEvent)
 		}
-		return err
+		return false, err
 	}
-	p.cur, p.st, p.warn = cur, st, warn
+	p.cur, p.st, p.warn, p.stood = cur, st, warn, oktaNow(pg)
 	if due {
 		p.beat, p.told = now, st.State
 	}
@@ -351,7 +362,7 @@ func (p *poller) commit(ctx context.Context, org string, pg page, full bool, mos
 	if cur.Through != nil {
 		p.s.m.through.With(p.src.id).Set(float64(cur.Through.UnixMilli()) / 1000)
 	}
-	return nil
+	return true, nil
 }
 
 // smallEvent fits where a topic was left at Kafka's own limit of 1 MiB.
@@ -422,7 +433,7 @@ func (p *poller) refused(ctx context.Context, org string, err error) (time.Durat
 		if err := p.raise(ctx, org, findGap, detail); err != nil {
 			return 0, err
 		}
-		p.cur.Next = next // stands with the next page
+		p.cur.Next, p.told = next, "" // stands with the next page, an empty one too
 		return 0, nil
 
 	case noToken, status == http.StatusUnauthorized, status == http.StatusForbidden, status == http.StatusBadRequest, status == http.StatusNotFound:

@@ -47,6 +47,13 @@ func simulated(t *testing.T, rate float64) *oktasim.Org {
 	if err != nil {
 		t.Fatal(err)
 	}
+	live(t, org)
+	return org
+}
+
+// live runs an org until the test ends.
+func live(t *testing.T, org *oktasim.Org) {
+	t.Helper()
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
 	go func() { done <- org.Run(ctx) }()
@@ -57,7 +64,6 @@ func simulated(t *testing.T, rate float64) *oktasim.Org {
 		}
 	})
 	<-org.Ready()
-	return org
 }
 
 // freePort is a port that was free a moment ago: a process that is killed and started again needs the same one.
@@ -237,9 +243,8 @@ func detected(t *testing.T, r *tail.Reader) map[string]bool {
 	return found
 }
 
-// TestKillEachServiceUnderLoad kills each service process in turn while events flow and asks that nothing is missing and,
-// on Apache Kafka (KAFKA_SEEDS is set), that nothing is there twice. On kfake, in this process, one run in several showed a
-// few System Log records twice, with the same content: they are printed, and only other content fails.
+// TestKillEachServiceUnderLoad kills each service process in turn while events flow and asks that nothing is missing and
+// nothing is there twice: on kfake, which lives on in this process, and on Apache Kafka (KAFKA_SEEDS is set).
 func TestKillEachServiceUnderLoad(t *testing.T) {
 	b := bustest.Start(t)
 	org := simulated(t, 150)
@@ -281,18 +286,14 @@ func TestKillEachServiceUnderLoad(t *testing.T) {
 	missing, undetected := lost(t, r, org)
 	for _, topic := range []topics.Topic{topics.SystemLog, topics.Detections} {
 		s := read(t, r, topic, true)
-		differing := 0
 		for id, records := range s.by {
 			for _, again := range records[1:] {
-				if again.key != records[0].key || !bytes.Equal(same(t, again.plain), same(t, records[0].plain)) {
-					differing++
-				}
 				t.Logf("%s: %v twice, at %s and %s:\n%s\n%s", topic.Name, id, records[0].where, again.where, records[0].plain, again.plain)
 			}
 		}
 		t.Logf("%s: %d records, %d ids, %d repeated, %d unreadable", topic.Name, s.count.Records, s.count.Distinct, s.count.Repeated, s.count.Unreadable)
-		if b.Real && s.count.Repeated > 0 || differing > 0 || s.count.Unreadable > 0 || s.failed != nil {
-			t.Errorf("%s: %d repeated, %d of them with other content, %d unreadable, %v", topic.Name, s.count.Repeated, differing, s.count.Unreadable, s.failed)
+		if s.count.Repeated > 0 || s.count.Unreadable > 0 || s.failed != nil {
+			t.Errorf("%s: %d repeated, %d unreadable, %v", topic.Name, s.count.Repeated, s.count.Unreadable, s.failed)
 		}
 	}
 	sum := org.Truth().Summary()
@@ -300,7 +301,7 @@ func TestKillEachServiceUnderLoad(t *testing.T) {
 	stopFollowing()
 	c := <-followed
 	t.Logf("the reader that followed: %d records, %d repeated, %d unreadable", c.Records, c.Repeated, c.Unreadable)
-	if b.Real && c.Repeated > 0 || c.Unreadable > 0 {
+	if c.Repeated > 0 || c.Unreadable > 0 {
 		t.Errorf("a reader that followed %s saw %d repeated and %d unreadable records", topics.Detections.Name, c.Repeated, c.Unreadable)
 	}
 }

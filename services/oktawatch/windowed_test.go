@@ -49,8 +49,9 @@ type spray struct {
 	UUIDs       string
 }
 
-// sprays are what the rule language says that the rule finds in the ground truth, worked out over all events at once.
-func sprays(t *testing.T, org *oktasim.Org) []spray {
+// sprays are what the rule language says that the rule finds in the ground truth, worked out over all events at once: those
+// published before a time, or all for the zero time.
+func sprays(t *testing.T, org *oktasim.Org, before time.Time) []spray {
 	t.Helper()
 	type failure struct {
 		at         time.Time
@@ -58,6 +59,9 @@ func sprays(t *testing.T, org *oktasim.Org) []spray {
 	}
 	byIP := map[string][]failure{}
 	for e := range org.Truth().Events(oktasim.Query{EventType: "user.session.start"}) {
+		if !before.IsZero() && !e.Published.Before(before) {
+			continue
+		}
 		raw, ok := org.Truth().Raw(e.Seq)
 		if !ok {
 			t.Fatalf("the ground truth has lost event %d", e.Seq)
@@ -122,11 +126,13 @@ func order(s []spray) []spray {
 	return s
 }
 
-// sprayed are the rule's detections as they stand in the end: the last update of each, unless it is withdrawn.
-func sprayed(t *testing.T, r *tail.Reader) (found []spray, final, updates int) {
+// sprayed are the rule's detections in an org's lane as they stand in the end: the last update of each, unless it is withdrawn.
+func sprayed(t *testing.T, r *tail.Reader, org, lane string) (found []spray, final, updates int) {
 	t.Helper()
 	type detection struct {
 		RuleID    string            `json:"rule_id"`
+		Org       string            `json:"org"`
+		Lane      string            `json:"lane"`
 		ID        string            `json:"id"`
 		Update    int64             `json:"update"`
 		Key       map[string]string `json:"key"`
@@ -143,7 +149,7 @@ func sprayed(t *testing.T, r *tail.Reader) (found []spray, final, updates int) {
 		if err := json.Unmarshal(records[len(records)-1].plain, &d); err != nil {
 			t.Fatal(err)
 		}
-		if d.RuleID != sprayID {
+		if d.RuleID != sprayID || d.Org != org || d.Lane != lane {
 			continue
 		}
 		updates++
@@ -167,15 +173,21 @@ func sprayed(t *testing.T, r *tail.Reader) (found []spray, final, updates int) {
 	return order(found), final, updates
 }
 
-// windowed waits until every detection of the windowed rule is final, and compares them with the ground truth.
+// windowed waits until every live detection of the windowed rule is final, and compares them with the ground truth.
 func windowed(t *testing.T, r *tail.Reader, org *oktasim.Org) {
 	t.Helper()
-	want := sprays(t, org)
+	windowedIn(t, r, org, "live", time.Time{})
+}
+
+// windowedIn does so in one lane, of what was published before a time.
+func windowedIn(t *testing.T, r *tail.Reader, org *oktasim.Org, lane string, before time.Time) {
+	t.Helper()
+	want := sprays(t, org, before)
 	var found []spray
 	var updates int
 	for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(time.Second) {
 		var final int
-		if found, final, updates = sprayed(t, r); final >= 0 && len(found) >= len(want) {
+		if found, final, updates = sprayed(t, r, org.ID(), lane); final >= 0 && len(found) >= len(want) {
 			break
 		}
 		if time.Now().After(deadline) {
@@ -198,5 +210,5 @@ func windowed(t *testing.T, r *tail.Reader, org *oktasim.Org) {
 	if len(found) != len(want) {
 		t.Errorf("%d detections of the windowed rule, want %d", len(found), len(want))
 	}
-	t.Logf("windowed rule: %d detections in %d updates; %d of the ground truth, %d lost, %d wrong", len(found), updates, len(want), lost, wrong)
+	t.Logf("windowed rule, org %s, lane %s: %d detections in %d updates; %d of the ground truth, %d lost, %d wrong", org.ID(), lane, len(found), updates, len(want), lost, wrong)
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kfake"
 
+	"github.com/oktawatch/oktawatch/pkg/bus/localbroker"
 	"github.com/oktawatch/oktawatch/pkg/registry"
 	"github.com/oktawatch/oktawatch/pkg/topics"
 )
@@ -72,7 +73,7 @@ func ServeApart(t testing.TB) {
 	if os.Getenv(apart) == "" {
 		return
 	}
-	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.DefaultNumPartitions(topics.EmbeddedPartitions))
+	cluster, err := localbroker.Open(kfake.NumBrokers(1), kfake.DefaultNumPartitions(topics.EmbeddedPartitions))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/oktawatch/oktawatch/pkg/bus"
+	"github.com/oktawatch/oktawatch/pkg/bus/localbroker"
 	"github.com/oktawatch/oktawatch/pkg/record"
 	"github.com/oktawatch/oktawatch/pkg/registry"
 	"github.com/oktawatch/oktawatch/pkg/topics"
@@ -86,11 +87,7 @@ func StartWith(t testing.TB, opts []Option, ts ...topics.Topic) *Broker {
 			b.RegistryURL = os.Getenv("SCHEMA_REGISTRY_URL")
 		}
 	} else {
-		cluster, err := kfake.NewCluster(append([]kfake.Opt{
-			kfake.NumBrokers(1), kfake.DefaultNumPartitions(int(c.partitions)),
-			// Its own compaction takes records of open transactions for committed ones.
-			kfake.BrokerConfigs(map[string]string{"log.cleaner.backoff.ms": "315360000000"}),
-		}, c.kfake...)...)
+		cluster, err := localbroker.Open(append([]kfake.Opt{kfake.NumBrokers(1), kfake.DefaultNumPartitions(int(c.partitions))}, c.kfake...)...)
 		if err != nil {
 			t.Fatalf("start kfake: %v", err)
 		}

@@ -22,6 +22,7 @@ import (
 
 	"github.com/oktawatch/oktawatch/pkg/bus"
 	"github.com/oktawatch/oktawatch/pkg/bus/bustest"
+	"github.com/oktawatch/oktawatch/pkg/bus/localbroker"
 )
 
 // certificate makes a certificate for 127.0.0.1 that is its own authority, and its files.
@@ -106,7 +107,7 @@ func TestLogin(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			cluster, err := kfake.NewCluster(append([]kfake.Opt{kfake.NumBrokers(1)}, tc.opts...)...)
+			cluster, err := localbroker.Open(append([]kfake.Opt{kfake.NumBrokers(1)}, tc.opts...)...)
 			if err != nil {
 				t.Fatal(err)
 			}

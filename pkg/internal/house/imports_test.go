@@ -1,6 +1,7 @@
 package house
 
 import (
+	"go/ast"
 	"slices"
 	"strings"
 	"testing"
@@ -20,7 +21,7 @@ var homes = map[string][]string{
 	"github.com/twmb/franz-go/pkg/kerr":     {"pkg/bus", "pkg/registry", "pkg/topics"},
 	"github.com/twmb/franz-go/pkg/sasl":     {"pkg/bus"},
 	"github.com/twmb/franz-go/pkg/kversion": {"pkg/bus"},
-	"github.com/twmb/franz-go/pkg/kfake":    {"pkg/bus/bustest", "services/oktawatch"},
+	"github.com/twmb/franz-go/pkg/kfake":    {"pkg/bus/localbroker", "pkg/bus/bustest", "services/oktawatch"},
 	"github.com/twmb/franz-go/pkg/kadm":     {"pkg/topics", "pkg/bus"},
 	"github.com/twmb/franz-go/pkg/sr":       {"pkg/record", "pkg/registry"},
 	"github.com/twmb/franz-go/pkg/srfake":   {"pkg/registry"},
@@ -85,6 +86,23 @@ func TestEachLibraryHasItsHome(t *testing.T) {
 				t.Errorf("%s imports %s, whose home is %s", f.path, imp, strings.Join(homes[row], ", "))
 			}
 		}
+	}
+}
+
+// A kfake opened elsewhere would have the faults that pkg/bus/localbroker keeps from ours.
+func TestOneDoorToTheBrokerInProcess(t *testing.T) {
+	for _, f := range repo(t).gos {
+		if f.dir == "pkg/bus/localbroker" {
+			continue
+		}
+		ast.Inspect(f.file, func(n ast.Node) bool {
+			if s, ok := n.(*ast.SelectorExpr); ok && s.Sel.Name == "NewCluster" {
+				if x, ok := s.X.(*ast.Ident); ok && x.Name == "kfake" {
+					t.Errorf("%s: kfake.NewCluster: open it with localbroker.Open", f.set.Position(n.Pos()))
+				}
+			}
+			return true
+		})
 	}
 }
 

@@ -22,6 +22,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 
 	"github.com/oktawatch/oktawatch/pkg/bus"
+	"github.com/oktawatch/oktawatch/pkg/bus/localbroker"
 	"github.com/oktawatch/oktawatch/pkg/registry"
 )
 
@@ -142,14 +143,11 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (_ *Embedded, err 
 		kfake.DataDir(brokerDir(cfg.DataDir)),
 		kfake.ListenFn(func(string, string) (net.Listener, error) { return kafkaLn, nil }),
 		kfake.WithLogger(brokerLog{e}),
-		// Its own compaction takes records of open transactions for committed ones and has no second copy while it
-		// rewrites: see maintain.
-		kfake.BrokerConfigs(map[string]string{"log.cleaner.backoff.ms": "315360000000"}),
 	}
 	if cfg.SyncWrites {
 		opts = append(opts, kfake.SyncWrites())
 	}
-	if e.cluster, err = kfake.NewCluster(opts...); err != nil {
+	if e.cluster, err = localbroker.Open(opts...); err != nil {
 		kafkaLn.Close()
 		registryLn.Close()
 		return nil, fmt.Errorf("open the broker's data in %s: %w%s", brokerDir(cfg.DataDir), err, hint(err))

@@ -149,6 +149,14 @@ func (p *Process) kill() {
 // Kill ends the process by SIGKILL and waits until it is gone.
 func (f *Fleet) Kill(p *Process) { p.kill() }
 
+// Signal sends the process a signal, such as SIGSTOP and SIGCONT.
+func (p *Process) Signal(s syscall.Signal) error {
+	if err := p.cmd.Process.Signal(s); err != nil {
+		return fmt.Errorf("send %v to %s: %w", s, p.Name, err)
+	}
+	return nil
+}
+
 // Restart starts a killed or stopped process again with what it was started with.
 func (f *Fleet) Restart(p *Process) {
 	f.t.Helper()
