@@ -74,6 +74,8 @@ const (
 	entryMeta   = 'G' // how far a group is decided and forgotten
 	entrySeen   = 'S' // a last sighting
 	entryBucket = 'B' // a closed bucket
+	entryGiven  = 'P' // an evidence event that rules over detections were given
+	entryUnsure = 'U' // a pair that is not taken but may yet be
 )
 
 func key(entry byte, parts ...string) string {
@@ -121,11 +123,11 @@ func parts(k string, p *[maxKeyParts]string) (entry byte, n int, err error) {
 
 const maxKeyParts = 7
 
-func keyOfLane(l *lane) string    { return key(entryLane, l.org, l.lane) }
-func keyOfBegin(m *memory) string { return key(entryBegin, m.lane.org, m.lane.lane, m.id, m.hash) }
+func keyOfLane(l *lane) string    { return key(entryLane, l.org, l.text()) }
+func keyOfBegin(m *memory) string { return key(entryBegin, m.lane.org, m.lane.text(), m.id, m.hash) }
 
 func (g *group) key(entry byte, more string) string {
-	return key(entry, g.m.lane.org, g.m.lane.lane, g.m.id, g.m.hash, g.id, more)
+	return key(entry, g.m.lane.org, g.m.lane.text(), g.m.id, g.m.hash, g.id, more)
 }
 
 func appendKeyOfHeld(b []byte, g *group, h *held) []byte {
@@ -142,7 +144,7 @@ func appendKeyOfHeld(b []byte, g *group, h *held) []byte {
 }
 
 func keyOfSighting(m *memory, id string) string {
-	return key(entrySeen, m.lane.org, m.lane.lane, m.id, m.hash, id, "")
+	return key(entrySeen, m.lane.org, m.lane.text(), m.id, m.hash, id, "")
 }
 
 func keyOfSent(g *group, id string) string  { return g.key(entrySent, id) }
@@ -173,11 +175,19 @@ func appendMeta(b []byte, g *group) []byte {
 }
 
 func appendHeld(b []byte, h *held, payload []byte) []byte {
+	size := len(h.values)
+	if h.bits&bitPair != 0 {
+		size += len(h.ref) + refSize
+	}
 	b = append(b, 1, byte(h.bits&bitsKept), h.copy)
-	for _, n := range [...]int64{h.time, h.after, h.published, h.offset, int64(h.partition), int64(h.flags), int64(len(h.values))} {
+	for _, n := range [...]int64{h.time, h.after, h.published, h.offset, int64(h.partition), int64(h.flags), int64(size)} {
 		b = appendInt(b, n)
 	}
-	return append(append(b, h.values...), payload...)
+	b = append(b, h.values...)
+	if h.bits&bitPair != 0 {
+		b = binary.LittleEndian.AppendUint32(append(b, h.ref...), uint32(len(h.ref))) //nolint:gosec // of a record's size
+	}
+	return append(b, payload...)
 }
 
 func appendSent(b []byte, d *sent) []byte {
@@ -332,7 +342,7 @@ func (s *State) Restore(k string, value []byte) error {
 		want = 2
 	case entryBegin:
 		want = 4
-	case entryHeld:
+	case entryHeld, entryGiven, entryUnsure:
 		want = 7
 	case entrySent, entryMeta, entrySeen, entryBucket:
 	default:
@@ -341,7 +351,7 @@ func (s *State) Restore(k string, value []byte) error {
 	if want == 0 || want != n {
 		return fmt.Errorf("the changelog has an entry of an unknown sort %q", entry)
 	}
-	l := s.lane(p[0], p[1])
+	l := s.lane(laneOf(p[0], p[1]))
 	if entry == entryLane {
 		l.watermark = max(l.watermark, r.int())
 		return broken()
@@ -385,6 +395,10 @@ func (s *State) Restore(k string, value []byte) error {
 			return broken()
 		}
 		h.values, h.payload = r.b[:size], r.b[size:]
+		if h.bits&bitPair != 0 && !h.splitRef() {
+			r.bad = true
+			return broken()
+		}
 		h.setUUID(p[5])
 		s.add(g, g.len(), h)
 	case entrySent:
@@ -404,7 +418,13 @@ func (s *State) Restore(k string, value []byte) error {
 		if g.dets == nil {
 			g.dets = map[string]sent{}
 		}
-		g.dets[strings.Clone(p[5])] = d
+		id := strings.Clone(p[5])
+		d.given = g.dets[id].given
+		g.dets[id] = d
+	case entryGiven:
+		g.restoreGiven(strings.Clone(p[5]), strings.Clone(p[6]), r)
+	case entryUnsure:
+		s.pairs.restore(g, pairID{strings.Clone(p[5]), strings.Clone(p[6])}, r.int())
 	case entryMeta:
 		g.floor, g.truncated, g.meta = r.int(), r.byte() == 1, true
 	case entrySeen:

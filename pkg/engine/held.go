@@ -16,7 +16,7 @@ import (
 type held struct {
 	time      int64  // event time, milliseconds
 	uuid      []byte // 16 bytes, or the text where it is no UUID
-	sub       []byte // key within the group, of rules with seen_before
+	sub       []byte // key within the group, of rules with seen_before; detection of a pair
 	after     int64  // of a sighting that came late: it counts behind this time only
 	published int64
 	offset    int64
@@ -25,6 +25,7 @@ type held struct {
 	bits      uint16
 	copy      uint8
 	values    []byte // of the aggregates
+	ref       []byte // of a pair: what the rule reads of its detection
 	payload   []byte // of one that comes; State.payload makes that of one that is held
 
 	shape  uint32
@@ -41,6 +42,8 @@ const (
 	bitPartial
 	bitBackfill
 	bitPublished
+	bitPair                 // it comes through a detection: sub is its id
+	bitOpen                 // what the rule reads of the detection may change
 	bitsKept  = 1<<iota - 1 // those above are in the changelog
 	bitPacked = 1 << iota   // the uuid is 16 bytes
 	bitAfter
@@ -135,8 +138,8 @@ func (h *held) order(o *held) int {
 //
 //	time 8 bytes, bits 2, copy 1, flags, uuid, [published], offset, partition, [after], shape, number of tokens, tokens
 //
-// with numbers as varints and times as distances. Tokens are the values and the sub-key, where bits say so, and what
-// differs from event to event in the payload (see shapes). A text that the group has is not written again.
+// with numbers as varints and times as distances. Tokens are the values, what is read of a pair's detection and the
+// sub-key, where bits say so, and what differs from event to event in the payload (see shapes). A text that the group has is not written again.
 const (
 	tokenText   = iota // so many bytes follow
 	tokenSame          // the text at a place of data
@@ -175,6 +178,21 @@ func (g *group) bits(i int) uint16 { return binary.LittleEndian.Uint16(g.data[g.
 func (g *group) flags(i int) uint32 {
 	n, _ := binary.Uvarint(g.data[g.place(i)+11:])
 	return uint32(n) //nolint:gosec // as written
+}
+
+// is tells whether an event has the identity of another.
+func (g *group) is(i int, h *held) bool {
+	at := g.place(i) + 8
+	if packed := binary.LittleEndian.Uint16(g.data[at:]) & bitPacked; packed != h.bits&bitPacked {
+		return false
+	} else if packed != 0 { // most are told apart without all the rest
+		if _, at := long(g.data, at+3); !bytes.Equal(g.data[at:at+len(h.packed)], h.uuid) {
+			return false
+		}
+	}
+	var o held
+	g.read(i, &o)
+	return bytes.Equal(o.uuid, h.uuid) && bytes.Equal(o.sub, h.sub)
 }
 
 // uuid is the identity of an event.
@@ -222,7 +240,7 @@ func (g *group) readAt(at int, h *held) {
 	}
 	h.uuid = b[at : at+int(n) : at+int(n)] //nolint:gosec // as written
 	at += int(n)                           //nolint:gosec // as written
-	h.published, h.after, h.sub, h.values, h.payload = 0, 0, nil, nil, nil
+	h.published, h.after, h.sub, h.values, h.ref, h.payload = 0, 0, nil, nil, nil, nil
 	if h.bits&bitPublished != 0 {
 		n, at = long(b, at)
 		h.published = h.time + unzigzag(n)
@@ -244,6 +262,12 @@ func (g *group) readAt(at int, h *held) {
 		var t token
 		t, at = g.token(at)
 		h.values = t.text
+		h.count--
+	}
+	if h.bits&bitPair != 0 {
+		var t token
+		t, at = g.token(at)
+		h.ref = t.text
 		h.count--
 	}
 	if h.bits&bitSub != 0 {
@@ -391,6 +415,18 @@ func (s *State) dropFirst(g *group, n int) {
 	}
 }
 
+// remove lets one event go.
+func (s *State) remove(g *group, i int) {
+	n := g.len()
+	if n == 1 {
+		s.dropFirst(g, 1)
+		return
+	}
+	g.dead += uint32(len(g.data) / n) //nolint:gosec // below 4 GiB
+	g.index = slices.Delete(slices.Clone(g.index), i, i+1)
+	s.tidy(g)
+}
+
 // tidy writes the group's data anew when half of it is of events that are gone.
 func (s *State) tidy(g *group) {
 	if 2*int(g.dead) > len(g.data) {
@@ -445,6 +481,9 @@ func (s *State) put(g *group, h *held, shape uint32, tokens []token) uint32 {
 		h.bits |= bitValues
 		count++
 	}
+	if h.bits&bitPair != 0 {
+		count++
+	}
 	b := binary.LittleEndian.AppendUint64(s.record[:0], uint64(h.time)) //nolint:gosec // bits
 	b = binary.LittleEndian.AppendUint16(b, h.bits)
 	b = binary.AppendUvarint(append(b, h.copy), uint64(h.flags))
@@ -469,6 +508,9 @@ func (s *State) put(g *group, h *held, shape uint32, tokens []token) uint32 {
 	s.inner = s.inner[:0]
 	if h.bits&bitValues != 0 {
 		s.inside(g, h.values, s.text(g, start, h.values))
+	}
+	if h.bits&bitPair != 0 {
+		s.text(g, start, h.ref)
 	}
 	if h.bits&bitSub != 0 {
 		s.text(g, start, h.sub)

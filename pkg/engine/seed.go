@@ -18,7 +18,7 @@ const maxPast = 100_000
 
 // Seeded says that a seed of the org lies at t, of any type: learning begins with the earliest.
 func (s *State) Seeded(org, laneName string, t time.Time) {
-	l := s.lane(org, laneName)
+	l := s.lane(laneID{org, laneName, false})
 	ms := t.UnixMilli()
 	for _, c := range s.set.For(org) {
 		if c.Detection.Learning <= 0 || !TakesSeeds(c) {
@@ -66,7 +66,7 @@ func (m *memory) needless(g *group, h *held) bool {
 
 // past is what a bucket that seeds may still come to remembers, so that each record counts once. It is never changed.
 type past struct {
-	records string // hashes of uuids, sorted, 8 bytes each
+	records string // hashes of their identities, sorted, 8 bytes each
 }
 
 const recordSize = 8
@@ -85,6 +85,9 @@ func recordOf(h *held) uint64 {
 	var sum hasher
 	sum.Reset()
 	sum.text(string(h.appendUUID(nil)))
+	if len(h.sub) > 0 {
+		sum.text(string(h.sub))
+	}
 	return sum.Sum64()
 }
 

@@ -43,6 +43,7 @@ type Change struct {
 // Output is what happened since the last Flush.
 type Output struct {
 	Detections []*record.Detection // in order; evidence has its place and no JSON
+	Pairs      []*record.Match     // what rules over detections take of these, to be brought to the State that holds the group
 	Changes    []Change
 }
 
@@ -90,6 +91,7 @@ type State struct {
 	last       map[string]int64
 	sightings  []maybeSeen // of the group that is judged
 	from       int64       // hits before it are as they were
+	pairs      pairing
 	meter      meter
 }
 
@@ -112,7 +114,10 @@ func NewState(set *rule.Set, opts ...StateOption) *State {
 	return s
 }
 
-type laneID struct{ org, lane string }
+type laneID struct {
+	org, lane string
+	second    bool // what rules over detections hold of it, which have a watermark of their own
+}
 
 type lane struct {
 	laneID
@@ -137,6 +142,7 @@ type memory struct {
 	back   []*group  // restored, in that order
 	seen   sightings // last sightings at or before the clock, of first_seen rules without seen_before
 	part   *record.Detection
+	reads  readers
 	head   string // what the keys of its entries begin with
 }
 
@@ -293,23 +299,18 @@ func findIn(set *rule.Set, org string, id ruleID) *rule.Compiled {
 	return nil
 }
 
-func (s *State) lane(org, name string) *lane {
-	if l := s.lastLane; l != nil && l.org == org && l.lane == name {
+// lane is that of an id, the last one at hand.
+func (s *State) lane(id laneID) *lane {
+	if l := s.lastLane; l != nil && l.laneID == id {
 		return l
 	}
-	l := s.laneOf(org, name)
-	s.lastLane, s.lastMemory = l, nil
-	return l
-}
-
-func (s *State) laneOf(org, name string) *lane {
-	id := laneID{org, name}
 	l := s.lanes[id]
 	if l == nil {
-		id = laneID{strings.Clone(org), strings.Clone(name)}
+		id.org, id.lane = strings.Clone(id.org), strings.Clone(id.lane)
 		l = &lane{laneID: id, watermark: ever, rules: map[ruleID]*memory{}}
 		s.lanes[id] = l
 	}
+	s.lastLane = l
 	return l
 }
 
@@ -317,12 +318,12 @@ func (s *State) memory(l *lane, id ruleID, must bool) *memory {
 	if m := s.lastMemory; m != nil && m.c != nil && m.lane == l && m.ruleID == id {
 		return m
 	}
-	m := s.memoryOf(l, id, must)
+	m := l.memory(s, id, must)
 	s.lastMemory = m
 	return m
 }
 
-func (s *State) memoryOf(l *lane, id ruleID, must bool) *memory {
+func (l *lane) memory(s *State, id ruleID, must bool) *memory {
 	m := l.rules[id]
 	if m == nil {
 		c := s.find(l.org, id)
@@ -331,7 +332,7 @@ func (s *State) memoryOf(l *lane, id ruleID, must bool) *memory {
 		}
 		id = ruleID{strings.Clone(id.id), strings.Clone(id.hash)}
 		m = &memory{ruleID: id, lane: l, clock: ever, begin: never, seeded: never, groups: map[string]*group{}, seen: sightings{seed: s.seed, at: ever}}
-		m.head = key(0, l.org, l.lane, id.id, id.hash)[1:]
+		m.head = key(0, l.org, l.text(), id.id, id.hash)[1:]
 		if c != nil {
 			m.use(c)
 			m.advance()
@@ -348,16 +349,16 @@ func (m *memory) advance() {
 	if m.c == nil || m.lane.watermark == ever {
 		return
 	}
-	if c := m.lane.watermark - m.c.Detection.Lateness.Milliseconds(); c > m.clock {
+	if c := m.lane.watermark - m.c.Wait().Milliseconds(); c > m.clock {
 		m.clock = c
 	}
 }
 
 // Begin says that the org had a record at t, of any type: learning begins with the first.
 func (s *State) Begin(org, laneName string, t time.Time) {
-	l := s.lane(org, laneName)
 	ms := t.UnixMilli()
 	for _, c := range s.set.For(org) {
+		l := s.lane(laneID{org, laneName, c.Over()})
 		if c.Detection.Learning > 0 || c.Detection.Kind == rule.KindFirstSeen || c.Detection.Baseline > 0 {
 			s.begin(s.memory(l, ruleID{c.ID, c.StateHash}, true), ms)
 		}
@@ -380,9 +381,7 @@ func (s *State) again(m *memory, from int64) {
 	for _, id := range sortedGroups(m) {
 		g := m.groups[id]
 		s.touch(g)
-		s.own(g)
-		g.dirty = min(g.dirty, from)
-		s.enqueue(g)
+		s.changed(g, from)
 	}
 }
 
@@ -398,12 +397,14 @@ func sortedGroups(m *memory) []string {
 	return ids
 }
 
-// Apply takes a Match of kind event. What it changes is judged at the next Flush.
+// Apply takes a Match of kind event or detection. What it changes is judged at the next Flush.
 func (s *State) Apply(mt *record.Match) error {
-	l := s.lane(mt.Org, mt.Lane)
-	m := s.memory(l, ruleID{mt.RuleID, mt.StateHash}, true)
+	m := s.memoryOf(mt)
 	if m == nil {
 		return fmt.Errorf("rule %s, state hash %s: %w", mt.RuleID, mt.StateHash, ErrUnknownRule)
+	}
+	if mt.Kind == MatchPair {
+		return s.applyPair(m, mt)
 	}
 	if mt.Time == nil {
 		return fmt.Errorf("match of event %s for rule %s has no time", mt.UUID, mt.RuleID)
@@ -485,8 +486,13 @@ func (s *State) insert(g *group, h *held) {
 	if h.after != 0 && last { // else the numbers of the hits' events have changed
 		at = max(at, h.after+1)
 	}
+	s.changed(g, at)
+}
+
+// changed has a group judged anew from a time on.
+func (s *State) changed(g *group, from int64) {
 	s.own(g)
-	g.dirty = min(g.dirty, at)
+	g.dirty = min(g.dirty, from)
 	s.enqueue(g)
 }
 
@@ -593,8 +599,19 @@ func (s *State) failed(err error) {
 // Advance moves the watermark of an org and lane: no record at or before it less the lateness of a rule counts any
 // more. It never goes back.
 func (s *State) Advance(org, laneName string, through time.Time) {
-	l := s.lane(org, laneName)
-	s.advance(l, through.UnixMilli())
+	s.advance(s.lane(laneID{org, laneName, false}), through.UnixMilli())
+	if l := s.lanes[laneID{org, laneName, true}]; l != nil {
+		for _, m := range l.rules {
+			if m.c == nil { // there may be no second watermark any more
+				s.orphan(m)
+			}
+		}
+	}
+}
+
+// AdvanceSecond moves the watermark of rules over detections: every pair that the first one decided has been applied.
+func (s *State) AdvanceSecond(org, laneName string, through time.Time) {
+	s.advance(s.lane(laneID{org, laneName, true}), through.UnixMilli())
 }
 
 func (s *State) advance(l *lane, through int64) {
@@ -648,10 +665,17 @@ func (s *State) orphan(m *memory) {
 }
 
 // Close decides everything up to at for every rule, whatever its lateness, and sends how far each detection has grown:
-// what the end of an input does.
+// what the end of an input does. Rules over detections are closed behind it, by CloseSecond.
 func (s *State) Close(org, laneName string, at time.Time) {
-	l := s.lane(org, laneName)
-	ms := at.UnixMilli()
+	s.close(s.lane(laneID{org, laneName, false}), at.UnixMilli())
+}
+
+// CloseSecond is Close for rules over detections: every pair that Close made has been applied.
+func (s *State) CloseSecond(org, laneName string, at time.Time) {
+	s.close(s.lane(laneID{org, laneName, true}), at.UnixMilli())
+}
+
+func (s *State) close(l *lane, ms int64) {
 	s.advance(l, ms)
 	s.closing = true
 	for _, m := range l.rules {
@@ -669,9 +693,24 @@ func (s *State) Close(org, laneName string, at time.Time) {
 	}
 }
 
-// Forget drops an org's lane with all it holds, without a word.
+// Forget drops an org's lane with all it holds, without a word; what rules over detections hold only when there is none
+// of them.
 func (s *State) Forget(org, laneName string) {
-	l := s.lanes[laneID{org, laneName}]
+	s.forget(s.lanes[laneID{org, laneName, false}])
+	if l := s.lanes[laneID{org, laneName, true}]; l != nil {
+		for _, m := range l.rules {
+			if m.c != nil {
+				return
+			}
+		}
+		s.forget(l)
+	}
+}
+
+// ForgetSecond drops what rules over detections hold of an org's lane.
+func (s *State) ForgetSecond(org, laneName string) { s.forget(s.lanes[laneID{org, laneName, true}]) }
+
+func (s *State) forget(l *lane) {
 	if l == nil {
 		return
 	}
@@ -690,7 +729,7 @@ func (s *State) Forget(org, laneName string) {
 	s.change(keyOfLane(l), nil)
 	delete(s.lanes, l.laneID)
 	s.lastLane, s.lastMemory = nil, nil
-	s.undo = append(s.undo, func() { s.lanes[l.laneID], s.lastLane = l, nil })
+	s.undo = append(s.undo, func() { s.lanes[l.laneID], s.lastLane, s.lastMemory = l, nil, nil })
 }
 
 // Flush judges what changed and gives what came of it. The Output is the caller's.
@@ -871,6 +910,7 @@ func (s *State) drop(g *group) {
 	g.each(0, g.len(), func(h *held) { s.changeHeld(g, h, true) })
 	for _, id := range sortedKeys(g.dets) {
 		s.change(keyOfSent(g, id), nil)
+		s.unlist(g, id, g.dets[id].given)
 	}
 	for _, one := range g.seen.all() {
 		s.change(keyOfSeen(g, one.sub), nil)
@@ -881,6 +921,7 @@ func (s *State) drop(g *group) {
 	if g.meta {
 		s.change(keyOfMeta(g), nil)
 	}
+	s.sureOfAll(g, never)
 	g.gone = true
 	delete(g.m.groups, g.id)
 	if m := g.m; m.most > 1<<10 && 4*len(m.groups) < m.most {
@@ -943,11 +984,13 @@ func (s *State) Snapshot() []Change {
 				if g.meta {
 					out = append(out, Change{keyOfMeta(g), appendMeta(nil, g)})
 				}
+				out = append(out, s.entriesOfUnsure(g)...)
 				if g.work == nil {
 					continue
 				}
 				for id, d := range g.dets {
 					out = append(out, Change{keyOfSent(g, id), appendSent(nil, &d)})
+					out = append(out, d.given.entries(g, id)...)
 				}
 				for _, one := range g.seen.all() {
 					out = append(out, Change{keyOfSeen(g, one.sub), appendInt(nil, one.time)})
