@@ -110,6 +110,12 @@ func (h *held) appendUUID(b []byte) []byte {
 	return b
 }
 
+// identity is the text.
+func (h *held) identity() string {
+	var text [uuidText]byte
+	return string(h.appendUUID(text[:0]))
+}
+
 func (h *held) isUUID(b []byte) bool {
 	if h.bits&bitPacked == 0 {
 		return bytes.Equal(b, h.uuid)
@@ -199,7 +205,7 @@ func (g *group) is(i int, h *held) bool {
 func (g *group) uuid(i int32) string {
 	var h held
 	g.read(int(i), &h)
-	return string(h.appendUUID(nil))
+	return h.identity()
 }
 
 // timeAfter is the number of the first event behind t.

@@ -464,6 +464,7 @@ type exchange struct {
 	rs       *readers
 	was, now pair
 	final    bool
+	viewed   int32 // number of the event that the view shows, plus one
 }
 
 // taken is what a rule takes of one of the group's events as a pair.
@@ -473,13 +474,17 @@ func (x *exchange) taken(n int32, c *rule.Compiled, p pair, as givenPair, is ope
 		w.set, w.event = x.s.set, x.s.set.NewEvent()
 	}
 	h := &w.held
-	x.g.read(int(n), h)
-	if err := w.view.Reset(x.s.payload(nil, x.g, h)); err != nil { // what is taken points into it
-		x.s.failed(err)
-		return nil
+	if x.viewed != n+1 {
+		x.g.read(int(n), h)
+		if err := w.view.Reset(x.s.payload(nil, x.g, h)); err != nil { // what is taken points into it
+			x.viewed = 0
+			x.s.failed(err)
+			return nil
+		}
+		x.viewed = n + 1
 	}
 	w.event.Reset(&w.view)
-	p.uuid, p.at, p.copy, p.partial = string(h.appendUUID(nil)), as.at, int32(as.copy), as.partial
+	p.uuid, p.at, p.copy, p.partial = h.identity(), as.at, int32(as.copy), as.partial
 	p.place = Place{x.s.topic, h.partition, h.offset}
 	out := p.take(c, w.event, is, x.s.observer)
 	for _, mt := range out { // without a topic as it came

@@ -588,7 +588,7 @@ func (s *State) evidence(g *group, c cand, d *record.Detection) {
 		}
 		g.read(int(i), h)
 		if listed {
-			d.EvidenceUUIDs = append(d.EvidenceUUIDs, string(h.appendUUID(nil)))
+			d.EvidenceUUIDs = append(d.EvidenceUUIDs, h.identity())
 		}
 		if n >= maxEvidence && h.time <= upto {
 			continue

@@ -84,7 +84,7 @@ func newPast(records []uint64) *past {
 func recordOf(h *held) uint64 {
 	var sum hasher
 	sum.Reset()
-	sum.text(string(h.appendUUID(nil)))
+	sum.text(h.identity())
 	if len(h.sub) > 0 {
 		sum.text(string(h.sub))
 	}
