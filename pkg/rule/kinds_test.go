@@ -72,6 +72,18 @@ func TestKindFindings(t *testing.T) {
 	}
 }
 
+// TestBoundedLists: what works on a list of bounded length has a bounded cost.
+func TestBoundedLists(t *testing.T) {
+	for _, having := range []string{
+		`evidence.map(e, e.actor.id).distinct().size() > 1`, `evidence.map(e, e.actor.id).sort()[0] == "a"`, `evidence.sortBy(e, e.published)[0].uuid == "a"`,
+		`evidence.map(e, e.target.map(t, t.id)).flatten().distinct().size() > 1`,
+	} {
+		if _, problems := compileDetection(t, "kind: aggregate\nwindow: 5m\nhaving: "+quoted(having), ""); len(problems) > 0 {
+			t.Errorf("%s: %v", having, problems)
+		}
+	}
+}
+
 // TestKindReads looks at what is worked out of rules with memory.
 func TestKindReads(t *testing.T) {
 	set, problems := compileDetection(t, `kind: sequence

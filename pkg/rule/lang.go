@@ -327,6 +327,8 @@ func (sizes) EstimateCallCost(function, overload string, _ *checker.AstNode, _ [
 		return cost(500)
 	case "jsonValues":
 		return list(500)
+	case "distinct", "sort", "@sortByAssociatedKeys": // cel-go has no estimate for them
+		return list(estimatedList * estimatedList)
 	case "containsAny", "inCidr", "firstKnown", "extract":
 		return cost(1000)
 	case "similarity":
