@@ -39,6 +39,7 @@ func newLanguage() (*language, error) {
 		cel.DefaultUTCTimeZone(true),
 		cel.ParserExpressionSizeLimit(maxExprChars),
 		cel.ParserRecursionLimit(100),
+		cel.CostEstimatorOptions(boundedLists()...),
 	}
 	for _, f := range l.funcs {
 		opts = append(opts, f.opt)
@@ -327,8 +328,6 @@ func (sizes) EstimateCallCost(function, overload string, _ *checker.AstNode, _ [
 		return cost(500)
 	case "jsonValues":
 		return list(500)
-	case "distinct", "sort", "@sortByAssociatedKeys": // cel-go has no estimate for them
-		return list(estimatedList * estimatedList)
 	case "containsAny", "inCidr", "firstKnown", "extract":
 		return cost(1000)
 	case "similarity":
@@ -343,6 +342,23 @@ func (sizes) EstimateCallCost(function, overload string, _ *checker.AstNode, _ [
 		return cost(50)
 	}
 	return nil
+}
+
+// boundedLists takes the place of the libraries' own estimates where those know no bound for a list that was made by map or flatten.
+func boundedLists() []checker.CostOption {
+	overloads := []string{"list_distinct", "list_flatten", "list_flatten_int"}
+	for _, t := range []*cel.Type{cel.IntType, cel.UintType, cel.DoubleType, cel.BoolType, cel.DurationType, cel.TimestampType, cel.StringType, cel.BytesType} {
+		overloads = append(overloads, fmt.Sprintf("list_%s_sort", t.TypeName()), fmt.Sprintf("list_%s_sortByAssociatedKeys", t.TypeName()))
+	}
+	var out []checker.CostOption
+	for _, o := range overloads {
+		out = append(out, checker.OverloadCostEstimate(o, func(checker.CostEstimator, *checker.AstNode, []checker.AstNode) *checker.CallEstimate {
+			return &checker.CallEstimate{
+				CostEstimate: checker.CostEstimate{Min: 1, Max: 2 * estimatedList * estimatedList}, ResultSize: &checker.SizeEstimate{Max: estimatedList},
+			}
+		}))
+	}
+	return out
 }
 
 func estimate(env *cel.Env, a *cel.Ast) (cost uint64, err error) {
