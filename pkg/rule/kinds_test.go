@@ -72,6 +72,18 @@ func TestKindFindings(t *testing.T) {
 	}
 }
 
+// TestPatternOfAParam: a pattern that a site sets is checked as one that is written.
+func TestPatternOfAParam(t *testing.T) {
+	rest := func(pattern string) string {
+		return "params: {re: '" + pattern + "'}\nvars: {ok: event.actor.id.matches(params.re)}\ndetection: {kind: match, where: vars.ok}\n"
+	}
+	one(t, rest("^00u"))
+	_, problems := load(t, map[string]string{"p/x.yaml": "id: x\ntitle: X\nseverity: low\n" + rest("(00u")})
+	if len(problems) != 1 || !strings.Contains(problems[0].String(), "params.re is used as a pattern and does not compile") {
+		t.Errorf("%v", problems)
+	}
+}
+
 // TestBoundedLists: what works on a list of bounded length has a bounded cost.
 func TestBoundedLists(t *testing.T) {
 	for _, having := range []string{
