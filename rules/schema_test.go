@@ -89,6 +89,9 @@ func TestSchemaAgrees(t *testing.T) {
 		"period without unit": {head + "alert: {dedup: {period: \"90\"}}\n", false},
 		"test":                {head + "tests: [{name: n, events: [{fixture: a, at: -1d, each: {a: 'x${i}'}}], expect: {detections: 1, context.a: 1}}]\n", true},
 		"test of two kinds":   {head + "tests: [{name: n, events: [{fixture: a, file: b#1}], expect: none}]\n", false},
+		"test of a pair":      {head + "tests: [{name: n, events: [{fixture: a, detection: {ruleId: x, severity: 3, mode: signal, techniques: [T1110], firstTime: \"2026-01-05T10:00:00Z\"}}], expect: none}]\n", true},
+		"pair's wrong field":  {head + "tests: [{name: n, events: [{fixture: a, detection: {rule: x}}], expect: none}]\n", false},
+		"pair's severity":     {head + "tests: [{name: n, events: [{fixture: a, detection: {ruleId: x, severity: high}}], expect: none}]\n", false},
 		"expect some":         {head + "tests: [{name: n, events: [{fixture: a}], expect: some}]\n", false},
 		"expect nothing":      {head + "tests: [{name: n, events: [{fixture: a}], expect: {}}]\n", false},
 	} {

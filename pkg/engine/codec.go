@@ -63,6 +63,8 @@ const (
 	entryMeta   = 'G' // how far a group is decided and forgotten
 	entrySeen   = 'S' // a last sighting
 	entryBucket = 'B' // a closed bucket
+	entryGiven  = 'P' // an evidence event that rules over detections were given
+	entryUnsure = 'U' // a pair that is not taken but may yet be
 )
 
 func key(entry byte, parts ...string) string {
@@ -96,15 +98,15 @@ func parts(k string) (entry byte, out []string, err error) {
 	return entry, out, nil
 }
 
-func keyOfLane(l *lane) string    { return key(entryLane, l.org, l.lane) }
-func keyOfBegin(m *memory) string { return key(entryBegin, m.lane.org, m.lane.lane, m.id, m.hash) }
+func keyOfLane(l *lane) string    { return key(entryLane, l.org, l.text()) }
+func keyOfBegin(m *memory) string { return key(entryBegin, m.lane.org, m.lane.text(), m.id, m.hash) }
 
 func (g *group) key(entry byte, more string) string {
-	return key(entry, g.m.lane.org, g.m.lane.lane, g.m.ruleID.id, g.m.hash, g.id, more)
+	return key(entry, g.m.lane.org, g.m.lane.text(), g.m.ruleID.id, g.m.hash, g.id, more)
 }
 
 func keyOfHeld(g *group, h *held) string {
-	return key(entryHeld, g.m.lane.org, g.m.lane.lane, g.m.ruleID.id, g.m.hash, g.id, h.uuid, h.sub)
+	return key(entryHeld, g.m.lane.org, g.m.lane.text(), g.m.ruleID.id, g.m.hash, g.id, h.uuid, h.sub)
 }
 
 func keyOfSent(g *group, id string) string  { return g.key(entrySent, id) }
@@ -260,11 +262,11 @@ func (s *State) Restore(k string, value []byte) error {
 		}
 		return nil
 	}
-	want := map[byte]int{entryLane: 2, entryBegin: 4, entryHeld: 7, entrySent: 6, entryMeta: 6, entrySeen: 6, entryBucket: 6}[entry]
+	want := map[byte]int{entryLane: 2, entryBegin: 4, entryHeld: 7, entrySent: 6, entryMeta: 6, entrySeen: 6, entryBucket: 6, entryGiven: 7, entryUnsure: 7}[entry]
 	if want == 0 || want != len(p) {
 		return fmt.Errorf("the changelog has an entry of an unknown sort %q", entry)
 	}
-	l := s.lane(p[0], p[1])
+	l := s.lane(laneOf(p[0], p[1]))
 	if entry == entryLane {
 		l.watermark = max(l.watermark, r.int())
 		return broken()
@@ -314,7 +316,12 @@ func (s *State) Restore(k string, value []byte) error {
 		if g.dets == nil {
 			g.dets = map[string]sent{}
 		}
+		d.given = g.dets[p[5]].given
 		g.dets[p[5]] = d
+	case entryGiven:
+		g.restoreGiven(p[5], p[6], r)
+	case entryUnsure:
+		s.pairs.restore(g, pairID{p[5], p[6]}, r.int())
 	case entryMeta:
 		g.floor, g.truncated, g.meta = r.int(), r.byte() == 1, true
 	case entrySeen:

@@ -15,6 +15,9 @@ type index struct {
 
 	memory      []*rule.Compiled // rules with memory
 	memoryTypes map[string][]*rule.Compiled
+
+	readers []*rule.Compiled            // rules over detections
+	reads   map[string][]*rule.Compiled // those that read a match rule's detections, by its id
 }
 
 // maxTypes bounds the event types that an index remembers; Okta has some 1,300.
@@ -34,9 +37,20 @@ func newIndex(rules []*rule.Compiled, disabled bool) *index {
 		}
 		if c.Detection.Kind != rule.KindMatch {
 			ix.memory = append(ix.memory, c)
+			if c.Over() {
+				ix.readers = append(ix.readers, c)
+			}
 			continue
 		}
 		ix.rules = append(ix.rules, &prepared{c, ruleParts(c)})
+	}
+	ix.reads = map[string][]*rule.Compiled{}
+	for _, p := range ix.rules {
+		for _, c := range ix.readers {
+			if p.Mode.Read() && c.CanRead(p.Compiled) {
+				ix.reads[p.ID] = append(ix.reads[p.ID], c)
+			}
+		}
 	}
 	return ix
 }

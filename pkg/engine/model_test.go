@@ -137,18 +137,35 @@ const second = int64(1000)
 
 func span(ms int64) string { return fmt.Sprintf("%dms", ms) }
 
-// generate makes a random rule in both languages.
-func generate(r *rand.Rand, id string) *pair {
-	m := &model.Rule{ID: id, Revision: 1 + r.IntN(3), Severity: 2, Kind: pick(r, "aggregate", "aggregate", "sequence", "sequence", "first_seen")}
+// generate makes a random rule in both languages; over: one that reads detections.
+func generate(r *rand.Rand, id string, over bool) *pair {
+	m := &model.Rule{ID: id, Revision: 1 + r.IntN(3), Severity: 2, Mode: "alert", TitleVaries: true}
+	m.Kind = pick(r, "aggregate", "aggregate", "sequence", "sequence", "first_seen")
+	if over {
+		m.Kind = pick(r, "aggregate", "sequence")
+	}
 	var b strings.Builder
 	where := cond{"true", func(*model.Event) bool { return true }}
-	if r.IntN(3) > 0 {
+	switch {
+	case over && m.Kind == "aggregate":
+		m.Over = true
+		where = pickOver(r, m)
+	case r.IntN(3) > 0:
 		where = pick(r, conds...)
 	}
 	m.Where = where.ok
 	g := pick(r, groupings...)
 	if m.Kind == "first_seen" && r.IntN(2) == 0 {
 		g = groupings[len(groupings)-1]
+	}
+	if over && m.Over && r.IntN(6) == 0 {
+		g.cel = "{rule: event.detection.ruleId}"
+		g.parts = []model.Part{{Name: "rule", Values: func(e *model.Event) []string {
+			if e.Through == nil {
+				return nil
+			}
+			return one(e.Through.Rule)
+		}}}
 	}
 	m.Parts = g.parts
 	m.Lateness = pick(r, 20*second, 60*second, 10*60*second)
@@ -159,6 +176,10 @@ func generate(r *rand.Rand, id string) *pair {
 	if g.cel != "" {
 		fmt.Fprintf(&b, "  group_by: %s\n", g.cel)
 	}
+	if m.Over || over && r.IntN(3) == 0 {
+		m.Over = true
+		b.WriteString("  input: detections\n")
+	}
 	title, titled := "${event.actor.id} ${event.client.ipAddress}", func(h *model.Hit) string { return h.Event.User + " " + h.Event.IP }
 	severity := ""
 	switch m.Kind {
@@ -167,9 +188,19 @@ func generate(r *rand.Rand, id string) *pair {
 		if r.IntN(2) == 0 {
 			title, titled = "${agg.count} of ${event.actor.id}", func(h *model.Hit) string { return fmt.Sprintf("%d of %s", n(h, "count"), h.Event.User) }
 		}
+		if over && r.IntN(2) == 0 {
+			m.ReadsTitle, m.ReadsSeverity = true, true
+			title, titled = "${event.detection.title} ${event.detection.severity} ${agg.count}", func(h *model.Hit) string {
+				return fmt.Sprintf("%s %d %d", h.Event.Through.Title, h.Event.Through.Severity, n(h, "count"))
+			}
+		}
 	case "sequence":
-		severity = generateSequence(r, m, &b)
+		severity = generateSequence(r, m, &b, over)
 		title, titled = "${steps.s0.actor.id} to ${event.client.ipAddress}", func(h *model.Hit) string { return h.Steps["s0"].User + " to " + h.Event.IP }
+		if m.Steps[0].Over && r.IntN(2) == 0 {
+			m.ReadsTitle = true
+			title, titled = "${steps.s0.detection.title} ${event.client.ipAddress}", func(h *model.Hit) string { return h.Steps["s0"].Through.Title + " " + h.Event.IP }
+		}
 	case "first_seen":
 		m.Memory = pick(r, 10*second, 60*second, 300*second)
 		fmt.Fprintf(&b, "  memory: %s\n", span(m.Memory))
@@ -208,12 +239,25 @@ func generateAggregate(r *rand.Rand, m *model.Rule, b *strings.Builder) string {
 		m.Aggs = append(m.Aggs, a.agg)
 	}
 	h := pick(r, havings...)
+	if m.Over {
+		for _, a := range overAggregates {
+			fmt.Fprintf(b, "    %s\n", a.cel)
+			m.Aggs = append(m.Aggs, a.agg)
+		}
+		if h = pick(r, havings[0], havings[2], havings[7], havings[7], overHavings[0], overHavings[1], overHavings[2]); h.cel == overHavings[2].cel {
+			m.ReadsSeverity = true
+			b.WriteString("    sev: {max: event.detection.severity}\n")
+			m.Aggs = append(m.Aggs, model.Agg{Name: "sev", How: "max", Int: func(e *model.Event) int64 { return int64(e.Through.Severity) }})
+		}
+	}
 	if r.IntN(4) == 0 {
 		m.Bucket = pick(r, 5*second, 20*second)
 		m.Window = m.Bucket * pick(r, int64(1), 2, 3)
 		m.Baseline = m.Bucket * pick(r, int64(2), 5)
 		m.Learning = pick(r, 0, 10*second)
-		h = pick(r, baselineHavings...)
+		if !m.Over {
+			h = pick(r, baselineHavings...)
+		}
 		fmt.Fprintf(b, "  baseline: %s\n  bucket: %s\n  learning: %s\n", span(m.Baseline), span(m.Bucket), span(m.Learning))
 	}
 	if r.IntN(3) == 0 {
@@ -226,12 +270,18 @@ func generateAggregate(r *rand.Rand, m *model.Rule, b *strings.Builder) string {
 	return "agg.count >= 4"
 }
 
-func generateSequence(r *rand.Rand, m *model.Rule, b *strings.Builder) string {
+func generateSequence(r *rand.Rand, m *model.Rule, b *strings.Builder, over bool) string {
 	fmt.Fprintf(b, "  window: %s\n  steps:\n", span(m.Window))
 	var ids []string
 	step := func(not, canLook bool) {
 		c := pick(r, conds...)
 		s := model.Step{ID: fmt.Sprintf("s%d", len(m.Steps)), Count: 1, Within: m.Window, Not: not}
+		if s.Over = m.Over; over && r.IntN(2) == 0 {
+			s.Over = !s.Over
+		}
+		if s.Over {
+			c = pickOver(r, m)
+		}
 		s.Where = func(e *model.Event, _ map[string]*model.Event) bool { return c.ok(e) }
 		cel := c.cel
 		if canLook && len(ids) > 0 && r.IntN(3) == 0 {
@@ -240,6 +290,9 @@ func generateSequence(r *rand.Rand, m *model.Rule, b *strings.Builder) string {
 			s.Where = func(e *model.Event, steps map[string]*model.Event) bool { return c.ok(e) && a.ok(e, steps[other]) }
 		}
 		fmt.Fprintf(b, "    - id: %s\n      where: '%s'\n", s.ID, cel)
+		if s.Over != m.Over {
+			fmt.Fprintf(b, "      input: %s\n", map[bool]string{true: "detections", false: "events"}[s.Over])
+		}
 		if not {
 			b.WriteString("      not: true\n")
 		} else {
@@ -276,7 +329,7 @@ func pool(t testing.TB, seed uint64, n int) []*pair {
 	fsys := fstest.MapFS{}
 	byID := map[string]*pair{}
 	for i := range n {
-		p := generate(r, fmt.Sprintf("r%d", i))
+		p := generate(r, fmt.Sprintf("r%d", i), false)
 		byID[p.model.ID] = p
 		fsys["p/"+p.model.ID+".yaml"] = &fstest.MapFile{Data: []byte(p.text)}
 	}
@@ -306,7 +359,7 @@ const org = "00oORG"
 
 // logOf is the record of an event; a partial copy leaves open what a hook's does.
 func logOf(e *model.Event, copyNo int32, partial bool) *record.SystemLog {
-	at := time.UnixMilli(e.Time).UTC()
+	at := time.UnixMilli(e.Published).UTC()
 	log := &record.SystemLog{
 		UUID: e.UUID, Published: &at, EventType: e.Type, Outcome: &record.Outcome{Result: e.Result},
 		Actor:                 &record.Actor{ID: e.User, Type: "User", AlternateID: e.User},
@@ -379,7 +432,7 @@ func stream(d *dice, m *model.Rule) (events []*model.Event, come []delivery, beg
 		bits := d.bits("event")
 		take := func(n uint64) uint64 { v := bits % n; bits /= n; return v }
 		e := &model.Event{
-			UUID: fmt.Sprintf("e%02d", (i*7)%100), Time: now, Type: string("aabbcd"[take(6)]), User: users[min(take(5), 3)%4], IP: ips[take(3)],
+			UUID: fmt.Sprintf("e%02d", (i*7)%100), Time: now, Published: now, Type: string("aabbcd"[take(6)]), User: users[min(take(5), 3)%4], IP: ips[take(3)],
 			Result: []string{"SUCCESS", "FAILURE"}[take(2)], Step: int64(take(4)), Proxy: take(4) == 0, //nolint:gosec // small
 		}
 		for range take(3) {
@@ -428,32 +481,50 @@ type brought struct {
 }
 
 // play brings a stream to the engine, with restarts and aborts, and gives the last updates that are not withdrawn.
-func play(t *rapid.T, d *dice, p *pair, come []delivery, begin, end int64, sum map[string]int) map[string]*record.Detection {
+func play(t *rapid.T, d *dice, set *rule.Set, lateness int64, come []delivery, begin, end int64, sum map[string]int) map[string]*record.Detection {
 	partitions := int(d.n(1, 8, "partitions"))
 	all := make([]*brought, partitions)
 	for i := range all {
-		all[i] = &brought{engine.NewState(p.set), map[string][]byte{}}
+		all[i] = &brought{engine.NewState(set), map[string][]byte{}}
 	}
-	m := engine.NewMatcher(p.set)
+	m := engine.NewMatcher(set)
 	last := map[string]*record.Detection{}
 	seen := map[string]bool{}
+	heard := func(d *record.Detection) {
+		id := fmt.Sprintf("%s/%d", d.ID, d.Update)
+		if seen[id] && d.Kind != "match" { // what comes twice is dropped before
+			t.Fatalf("update %s of rule %s was written twice", id, d.RuleID)
+		}
+		seen[id] = true
+		sum["updates"]++
+		if d.Withdrawn {
+			sum["withdrawn"]++
+		}
+		if old := last[d.ID]; old == nil || old.Update <= d.Update {
+			last[d.ID] = d
+		}
+	}
+	// What waits to be brought to rules over detections: their Matches, and behind those of a watermark that watermark.
+	type waiting struct {
+		mt      *record.Match
+		through int64
+	}
+	var queue []waiting
+	put := func(ms []*record.Match) {
+		for _, mt := range ms {
+			sum["pairs"]++
+			queue = append(queue, waiting{mt: mt})
+		}
+	}
 	flush := func(s *brought, commit bool) {
 		out := s.st.Flush()
 		if !commit {
 			s.st.Abort()
 			return
 		}
+		put(out.Pairs)
 		for _, d := range out.Detections {
-			id := fmt.Sprintf("%s/%d", d.ID, d.Update)
-			if seen[id] {
-				t.Fatalf("update %s was written twice", id)
-			}
-			seen[id] = true
-			sum["updates"]++
-			if d.Withdrawn {
-				sum["withdrawn"]++
-			}
-			last[d.ID] = d
+			heard(d)
 		}
 		for _, c := range out.Changes {
 			if c.Value == nil {
@@ -465,7 +536,7 @@ func play(t *rapid.T, d *dice, p *pair, come []delivery, begin, end int64, sum m
 		s.st.Commit()
 	}
 	restart := func(s *brought) {
-		st := engine.NewState(p.set)
+		st := engine.NewState(set)
 		for _, k := range slices.Sorted(maps.Keys(s.log)) {
 			if err := st.Restore(k, s.log[k]); err != nil {
 				t.Fatal(err)
@@ -478,6 +549,26 @@ func play(t *rapid.T, d *dice, p *pair, come []delivery, begin, end int64, sum m
 		}
 		s.st = st
 	}
+	apply := func(ms []*record.Match) {
+		for _, mt := range ms {
+			h := fnv.New32a()
+			_, _ = h.Write([]byte(engine.MatchKey(mt)))
+			if err := all[h.Sum32()%uint32(partitions)].st.Apply(mt); err != nil { //nolint:gosec // 1 to 8
+				t.Fatal(err)
+			}
+		}
+	}
+	bring := func(n int) {
+		for _, w := range queue[:n] {
+			if w.mt != nil {
+				apply([]*record.Match{w.mt})
+				continue
+			}
+			for _, s := range all {
+				s.st.AdvanceSecond(org, "live", time.UnixMilli(w.through))
+			}
+		}
+	}
 	watermark, started := int64(0), false
 	for i := 0; i < len(come); {
 		upTo := min(len(come), i+int(d.n(1, 6, "batch")))
@@ -485,7 +576,7 @@ func play(t *rapid.T, d *dice, p *pair, come []delivery, begin, end int64, sum m
 		bound := end
 		for _, c := range come[upTo:] {
 			if c.e.Time >= begin || c.at <= 0 {
-				bound = min(bound, max(c.e.Time, begin)+p.model.Lateness-1)
+				bound = min(bound, max(c.e.Time, begin)+lateness-1)
 			}
 		}
 		started = started || bound >= begin || d.n(0, 3, "start") == 0
@@ -494,12 +585,17 @@ func play(t *rapid.T, d *dice, p *pair, come []delivery, begin, end int64, sum m
 			watermark = max(watermark, bound-(advance-1)*3*second)
 		}
 		abort := d.n(0, 9, "abort") == 0
-		for range 1 + map[bool]int{true: 1}[abort] {
+		brought := len(queue)
+		if brought > 0 {
+			brought = int(d.n(0, int64(brought), "brought"))
+		}
+		for try := range 1 + map[bool]int{true: 1}[abort] {
 			for _, s := range all {
 				if started {
 					s.st.Begin(org, "live", time.UnixMilli(begin))
 				}
 			}
+			bring(brought)
 			for _, d := range batch {
 				var v record.SystemLogView
 				log := logOf(d.e, d.copy, d.partial)
@@ -515,11 +611,12 @@ func play(t *rapid.T, d *dice, p *pair, come []delivery, begin, end int64, sum m
 				if err := v.Load(log); err != nil {
 					t.Fatal(err)
 				}
-				for _, mt := range m.Take(&v, engine.Place{Topic: "t", Offset: int64(i)}) {
-					h := fnv.New32a()
-					_, _ = h.Write([]byte(engine.MatchKey(mt)))
-					if err := all[h.Sum32()%uint32(partitions)].st.Apply(mt); err != nil { //nolint:gosec // 1 to 8
-						t.Fatal(err)
+				at := engine.Place{Topic: "t", Offset: int64(i)}
+				apply(m.Take(&v, at))
+				if try == 0 {
+					for _, d := range m.Match(&v, at) {
+						heard(d)
+						put(m.TakeDetection(&v, at, d))
 					}
 				}
 			}
@@ -531,18 +628,26 @@ func play(t *rapid.T, d *dice, p *pair, come []delivery, begin, end int64, sum m
 			}
 			abort = false
 		}
+		queue = append(queue[brought:], waiting{through: watermark})
 		if d.n(0, 7, "restart") == 0 {
 			restart(all[d.n(0, int64(partitions)-1, "which")])
 		}
 		i = upTo
 	}
-	for _, s := range all {
-		s.st.Begin(org, "live", time.UnixMilli(begin))
-		s.st.Advance(org, "live", time.UnixMilli(end))
-		flush(s, true)
-		restart(s)
-		s.st.Advance(org, "live", time.UnixMilli(end+1))
-		flush(s, true)
+	for _, through := range []int64{end, end + 1} {
+		for _, s := range all {
+			s.st.Begin(org, "live", time.UnixMilli(begin))
+			s.st.Advance(org, "live", time.UnixMilli(through))
+			flush(s, true)
+			restart(s)
+		}
+		queue = append(queue, waiting{through: through})
+		bring(len(queue))
+		queue = nil
+		for _, s := range all {
+			flush(s, true)
+			restart(s)
+		}
 	}
 	maps.DeleteFunc(last, func(_ string, d *record.Detection) bool { return d.Withdrawn })
 	return last
@@ -555,7 +660,7 @@ func check(t *rapid.T, rules []*pair, sum map[string]int) {
 	events, come, begin := stream(d, p.model)
 	tail := []int64{0, 5 * second, 30 * second, 70 * second, 130 * second, 20 * 3600 * second}[d.n(0, 5, "tail")]
 	end := events[len(events)-1].Time + p.model.Lateness + tail
-	got := play(t, d, p, come, begin, end, sum)
+	got := play(t, d, p.set, p.model.Lateness, come, begin, end, sum)
 	want := map[string]model.Detection{}
 	for _, w := range model.Judge(p.model, org, events, begin, end+1-p.model.Lateness) {
 		if _, twice := want[w.ID]; twice {
@@ -566,6 +671,21 @@ func check(t *rapid.T, rules []*pair, sum map[string]int) {
 		sum["evidence"] += len(w.Events)
 	}
 	sum[p.model.Kind+" cases"]++
+	if diff := differ(want, got); len(diff) > 0 {
+		t.Fatalf("%s\nrule\n%s\nevents\n%s", strings.Join(diff, "\n"), p.text, list(events))
+	}
+}
+
+func list(events []*model.Event) string {
+	var b strings.Builder
+	for _, e := range events {
+		fmt.Fprintf(&b, "%+v\n", *e)
+	}
+	return b.String()
+}
+
+// differ says in what the engine's detections differ from the model's.
+func differ(want map[string]model.Detection, got map[string]*record.Detection) []string {
 	var diff []string
 	for _, id := range slices.Sorted(maps.Keys(want)) {
 		w := want[id]
@@ -587,13 +707,7 @@ func check(t *rapid.T, rules []*pair, sum map[string]int) {
 			diff = append(diff, "not wanted "+asModel(got[id]).String())
 		}
 	}
-	if len(diff) > 0 {
-		var b strings.Builder
-		for _, e := range events {
-			fmt.Fprintf(&b, "%+v\n", *e)
-		}
-		t.Fatalf("%s\nrule\n%s\nevents\n%s", strings.Join(diff, "\n"), p.text, b.String())
-	}
+	return diff
 }
 
 func s2(d model.Detection) string { return fmt.Sprint(d.ID, d.First, d.Severity, d.Title, d.Users) }
@@ -607,6 +721,7 @@ func asModel(d *record.Detection) model.Detection {
 
 // compareWithModel compares engine and model over pools of rules, each with so many streams, and prints what it did.
 func compareWithModel(t *testing.T, first, pools uint64, rules, streams int) {
+	compareOver(t, first, pools, rules/3, streams)
 	checks := flag.Lookup("rapid.checks")
 	was := checks.Value.String()
 	if err := flag.Set("rapid.checks", fmt.Sprint(streams)); err != nil {

@@ -48,6 +48,7 @@ type sent struct {
 	pending   bool // grown since
 	title     string
 	carry     []byte // what it was before the limit of records cut it, as a Detection
+	given     *given // what rules over detections have of it
 }
 
 // cand is a detection as the hits make it now.
@@ -328,6 +329,7 @@ func (s *State) reconcile(g *group, cands []cand, from int64) {
 		}
 		live = func(id string) bool { return ids[id] }
 	}
+	decided := s.decided(g)
 	for _, c := range cands {
 		id := c.id
 		old, known := g.dets[id]
@@ -335,11 +337,17 @@ func (s *State) reconcile(g *group, cands []cand, from int64) {
 			continue
 		}
 		now := max(m.lane.watermark, c.last)
-		final := m.clock != ever && m.clock >= c.last+period
-		if known && !old.withdrawn && c.last < from && old.first == c.first && !final && (!old.pending || !s.closing && now-old.at < pace) {
+		final := decided != ever && decided >= c.last+period
+		if known && !old.withdrawn && c.last < from && old.first == c.first && old.last == c.last && !final && (!old.pending || !s.closing && now-old.at < pace) {
 			continue
 		}
 		d, digest, content := s.write(g, c, id)
+		if given := s.give(g, c, d, old, final); given != old.given {
+			old.given = given
+			if known {
+				g.dets[id] = old
+			}
+		}
 		switch {
 		case !known || old.withdrawn:
 		case final:
@@ -356,6 +364,7 @@ func (s *State) reconcile(g *group, cands []cand, from int64) {
 		s.keep(g, id, sent{
 			update: d.Update, digest: digest, content: content, first: c.first, last: c.last, count: d.EventCount, at: now,
 			slotEnd: (floorDiv(c.first, period) + 1) * period, severity: d.Severity, final: final, title: d.Title, carry: old.carry,
+			given: old.given,
 		})
 		s.out.Detections = append(s.out.Detections, d)
 	}
@@ -364,8 +373,9 @@ func (s *State) reconcile(g *group, cands []cand, from int64) {
 		if live(id) || old.withdrawn || old.final {
 			continue
 		}
+		s.takeAway(g, id, old)
 		old.update++
-		old.withdrawn, old.pending = true, false
+		old.withdrawn, old.pending, old.given = true, false, nil
 		d := s.base(g, "")
 		d.ID, d.Update, d.Withdrawn = id, old.update, true
 		d.FirstTime, d.LastTime = time.UnixMilli(old.first).UTC(), time.UnixMilli(old.last).UTC()
@@ -505,6 +515,9 @@ func (h *hasher) Sum64() uint64 { return h.h }
 // evidence fills what a detection says of its events.
 func (s *State) evidence(g *group, c cand, d *record.Detection) {
 	nums := s.union(g, c)
+	if g.m.c.Over() {
+		nums = g.distinct(nums)
+	}
 	d.EventCount = int64(len(nums))
 	var lost []string
 	if c.carried != nil {
@@ -548,7 +561,7 @@ func (s *State) evidence(g *group, c cand, d *record.Detection) {
 		}
 		if n < maxEvidence {
 			e := record.Evidence{
-				UUID: h.uuid, EventType: string([]byte(s.view.EventType())), Time: time.UnixMilli(h.time).UTC(), Topic: s.topic,
+				UUID: h.uuid, EventType: string([]byte(s.view.EventType())), Time: s.view.Derived().Time, Topic: s.topic,
 				Partition: h.partition, Offset: h.offset, Copy: int32(h.copy),
 			}
 			if h.bits&bitPublished != 0 {
@@ -685,6 +698,7 @@ func (l *lens) event(s *State, g *group, n int32) *rule.Event {
 		s.failed(err)
 	}
 	e.ev.Reset(&e.view)
+	e.ev.SetDetection(g.events[n].ref())
 	if l.by == nil {
 		l.by = map[int32]*seenEvent{}
 	}
@@ -707,16 +721,24 @@ func (l *lens) clear() {
 func (s *State) settle(g *group, cands []cand) {
 	m := g.m
 	period := m.period()
-	late := m.c.Detection.Lateness.Milliseconds()
+	late := m.c.Wait().Milliseconds()
+	s.sureOfAll(g, m.clock)
+	open := s.open(g)
 	due := int64(never)
 	wake := func(clock int64) { due = min(due, clock+late) }
+	wakeDecided := func(at int64) { // when all up to at is decided
+		if open <= at {
+			at = max(at, open+openFor)
+		}
+		wake(at)
+	}
 	minFirst := int64(never)
 	for _, c := range cands {
 		d := g.dets[c.id]
 		if d.final {
 			continue
 		}
-		wake(c.last + period)
+		wakeDecided(c.last + period)
 		if d.pending {
 			due = min(due, d.at+pace)
 		}
@@ -726,7 +748,7 @@ func (s *State) settle(g *group, cands []cand) {
 	}
 	wrote := false
 	if m.clock != ever {
-		if floor := min(m.clock, minFirst-1); floor > g.floor {
+		if floor := min(m.clock, minFirst-1, open-1); floor > g.floor {
 			g.floor = floor
 			n := sort.Search(len(g.hits), func(i int) bool { return g.hits[i].at > floor })
 			g.hits = slices.Clone(g.hits[n:])
@@ -734,12 +756,12 @@ func (s *State) settle(g *group, cands []cand) {
 		for _, id := range sortedKeys(g.dets) {
 			d := g.dets[id]
 			switch {
-			case d.withdrawn && d.slotEnd <= m.clock, d.final && !d.withdrawn && d.last <= g.floor:
+			case d.withdrawn && d.slotEnd <= min(m.clock, open-1), d.final && !d.withdrawn && d.last <= g.floor:
 				delete(g.dets, id)
 				s.change(keyOfSent(g, id), nil)
 				wrote = true
 			case d.withdrawn:
-				wake(d.slotEnd)
+				wakeDecided(d.slotEnd)
 			}
 		}
 		if len(g.dets) == 0 {
@@ -747,7 +769,7 @@ func (s *State) settle(g *group, cands []cand) {
 		}
 		wrote = s.prune(g) || wrote
 	}
-	if len(g.events) == 0 && len(g.dets) == 0 && len(g.seen) == 0 && len(g.buckets) == 0 {
+	if len(g.events) == 0 && len(g.dets) == 0 && len(g.seen) == 0 && len(g.buckets) == 0 && open == never {
 		s.drop(g)
 		return
 	}
@@ -760,7 +782,9 @@ func (s *State) settle(g *group, cands []cand) {
 			wake(g.events[n].time + waits)
 		}
 	}
-	if minFirst == never || m.clock == ever || g.floor >= m.clock {
+	if open != never {
+		wake(open + openFor)
+	} else if minFirst == never || m.clock == ever || g.floor >= m.clock {
 		if len(g.events) > 0 {
 			wake(s.prunable(g))
 		}

@@ -18,7 +18,7 @@ const maxPast = 100_000
 
 // Seeded says that a seed of the org lies at t, of any type: learning begins with the earliest.
 func (s *State) Seeded(org, laneName string, t time.Time) {
-	l := s.lane(org, laneName)
+	l := s.lane(laneID{org, laneName, false})
 	ms := t.UnixMilli()
 	for _, c := range s.set.For(org) {
 		if c.Detection.Learning <= 0 || !TakesSeeds(c) {

@@ -42,6 +42,7 @@ type Change struct {
 // Output is what happened since the last Flush.
 type Output struct {
 	Detections []*record.Detection // in order; evidence has its place and no JSON
+	Pairs      []*record.Match     // what rules over detections take of these, to be brought to the State that holds the group
 	Changes    []Change
 }
 
@@ -71,6 +72,7 @@ type State struct {
 	buf      []byte
 	last     map[string]int64
 	from     int64 // hits before it are as they were
+	pairs    pairing
 	meter    meter
 }
 
@@ -93,7 +95,10 @@ func NewState(set *rule.Set, opts ...StateOption) *State {
 	return s
 }
 
-type laneID struct{ org, lane string }
+type laneID struct {
+	org, lane string
+	second    bool // what rules over detections hold of it, which have a watermark of their own
+}
 
 type lane struct {
 	laneID
@@ -114,6 +119,7 @@ type memory struct {
 	seeded int64          // earliest seed of the org; never until one came
 	groups map[string]*group
 	part   *record.Detection
+	reads  readers
 }
 
 // held is one event that a group holds.
@@ -138,6 +144,8 @@ const (
 	bitPartial
 	bitBackfill
 	bitPublished
+	bitPair // it comes through a detection: sub is its id
+	bitOpen // what the rule reads of the detection may change
 )
 
 func (h *held) payload() []byte { return h.blob[h.values:] }
@@ -247,11 +255,10 @@ func findIn(set *rule.Set, org string, id ruleID) *rule.Compiled {
 	return nil
 }
 
-func (s *State) lane(org, name string) *lane {
-	id := laneID{org, name}
+func (s *State) lane(id laneID) *lane {
 	l := s.lanes[id]
 	if l == nil {
-		id = laneID{strings.Clone(org), strings.Clone(name)}
+		id.org, id.lane = strings.Clone(id.org), strings.Clone(id.lane)
 		l = &lane{laneID: id, watermark: ever, rules: map[ruleID]*memory{}}
 		s.lanes[id] = l
 	}
@@ -283,16 +290,16 @@ func (m *memory) advance() {
 	if m.c == nil || m.lane.watermark == ever {
 		return
 	}
-	if c := m.lane.watermark - m.c.Detection.Lateness.Milliseconds(); c > m.clock {
+	if c := m.lane.watermark - m.c.Wait().Milliseconds(); c > m.clock {
 		m.clock = c
 	}
 }
 
 // Begin says that the org had a record at t, of any type: learning begins with the first.
 func (s *State) Begin(org, laneName string, t time.Time) {
-	l := s.lane(org, laneName)
 	ms := t.UnixMilli()
 	for _, c := range s.set.For(org) {
+		l := s.lane(laneID{org, laneName, c.Over()})
 		if c.Detection.Learning > 0 || c.Detection.Kind == rule.KindFirstSeen || c.Detection.Baseline > 0 {
 			s.begin(s.memory(l, ruleID{c.ID, c.StateHash}, true), ms)
 		}
@@ -332,12 +339,14 @@ func sortedGroups(m *memory) []string {
 	return ids
 }
 
-// Apply takes a Match of kind event. What it changes is judged at the next Flush.
+// Apply takes a Match of kind event or detection. What it changes is judged at the next Flush.
 func (s *State) Apply(mt *record.Match) error {
-	l := s.lane(mt.Org, mt.Lane)
-	m := s.memory(l, ruleID{mt.RuleID, mt.StateHash}, true)
+	m := s.memoryOf(mt)
 	if m == nil {
 		return fmt.Errorf("rule %s, state hash %s: %w", mt.RuleID, mt.StateHash, ErrUnknownRule)
+	}
+	if mt.Kind == MatchPair {
+		return s.applyPair(m, mt)
 	}
 	if mt.Time == nil {
 		return fmt.Errorf("match of event %s for rule %s has no time", mt.UUID, mt.RuleID)
@@ -476,8 +485,19 @@ func (s *State) failed(err error) {
 // Advance moves the watermark of an org and lane: no record at or before it less the lateness of a rule counts any
 // more. It never goes back.
 func (s *State) Advance(org, laneName string, through time.Time) {
-	l := s.lane(org, laneName)
-	s.advance(l, through.UnixMilli())
+	s.advance(s.lane(laneID{org, laneName, false}), through.UnixMilli())
+	if l := s.lanes[laneID{org, laneName, true}]; l != nil {
+		for _, m := range l.rules {
+			if m.c == nil { // there may be no second watermark any more
+				s.orphan(m)
+			}
+		}
+	}
+}
+
+// AdvanceSecond moves the watermark of rules over detections: every pair that the first one decided has been applied.
+func (s *State) AdvanceSecond(org, laneName string, through time.Time) {
+	s.advance(s.lane(laneID{org, laneName, true}), through.UnixMilli())
 }
 
 func (s *State) advance(l *lane, through int64) {
@@ -519,10 +539,17 @@ func (s *State) orphan(m *memory) {
 }
 
 // Close decides everything up to at for every rule, whatever its lateness, and sends how far each detection has grown:
-// what the end of an input does.
+// what the end of an input does. Rules over detections are closed behind it, by CloseSecond.
 func (s *State) Close(org, laneName string, at time.Time) {
-	l := s.lane(org, laneName)
-	ms := at.UnixMilli()
+	s.close(s.lane(laneID{org, laneName, false}), at.UnixMilli())
+}
+
+// CloseSecond is Close for rules over detections: every pair that Close made has been applied.
+func (s *State) CloseSecond(org, laneName string, at time.Time) {
+	s.close(s.lane(laneID{org, laneName, true}), at.UnixMilli())
+}
+
+func (s *State) close(l *lane, ms int64) {
 	s.advance(l, ms)
 	s.closing = true
 	for _, m := range l.rules {
@@ -540,9 +567,24 @@ func (s *State) Close(org, laneName string, at time.Time) {
 	}
 }
 
-// Forget drops an org's lane with all it holds, without a word.
+// Forget drops an org's lane with all it holds, without a word; what rules over detections hold only when there is none
+// of them.
 func (s *State) Forget(org, laneName string) {
-	l := s.lanes[laneID{org, laneName}]
+	s.forget(s.lanes[laneID{org, laneName, false}])
+	if l := s.lanes[laneID{org, laneName, true}]; l != nil {
+		for _, m := range l.rules {
+			if m.c != nil {
+				return
+			}
+		}
+		s.forget(l)
+	}
+}
+
+// ForgetSecond drops what rules over detections hold of an org's lane.
+func (s *State) ForgetSecond(org, laneName string) { s.forget(s.lanes[laneID{org, laneName, true}]) }
+
+func (s *State) forget(l *lane) {
 	if l == nil {
 		return
 	}
@@ -589,6 +631,7 @@ func (s *State) Commit() {
 	}
 	s.touched, s.undo = emptied(s.touched), emptied(s.undo)
 	clear(s.lanesWas)
+	clear(s.pairs.owned)
 }
 
 // emptied is the slice without what is in it; a long one gives its memory back.
@@ -626,6 +669,7 @@ func (s *State) Abort() {
 	s.out, s.closing = Output{}, false
 	s.touched, s.undo = emptied(s.touched), emptied(s.undo)
 	clear(s.lanesWas)
+	clear(s.pairs.owned)
 }
 
 // timer is when a group is to be looked at, in terms of the watermark.
@@ -671,6 +715,7 @@ func (s *State) drop(g *group) {
 	}
 	for _, id := range sortedKeys(g.dets) {
 		s.change(keyOfSent(g, id), nil)
+		s.unlist(g, id, g.dets[id].given)
 	}
 	for _, one := range g.seen {
 		s.change(keyOfSeen(g, one.sub), nil)
@@ -681,6 +726,7 @@ func (s *State) drop(g *group) {
 	if g.meta {
 		s.change(keyOfMeta(g), nil)
 	}
+	s.sureOfAll(g, never)
 	g.gone = true
 	delete(g.m.groups, g.id)
 }
@@ -735,6 +781,7 @@ func (s *State) Snapshot() []Change {
 				}
 				for id, d := range g.dets {
 					out = append(out, Change{keyOfSent(g, id), appendSent(nil, &d)})
+					out = append(out, d.given.entries(g, id)...)
 				}
 				for _, one := range g.seen {
 					out = append(out, Change{keyOfSeen(g, one.sub), appendInt(nil, one.time)})
@@ -742,6 +789,7 @@ func (s *State) Snapshot() []Change {
 				for i := range g.buckets {
 					out = append(out, Change{keyOfBucket(g, g.buckets[i].start), appendBucket(nil, &g.buckets[i])})
 				}
+				out = append(out, s.entriesOfUnsure(g)...)
 				if g.meta {
 					out = append(out, Change{keyOfMeta(g), appendMeta(nil, g)})
 				}

@@ -14,6 +14,7 @@ func FuzzMatch(f *testing.F) {
 		"p/agg.yaml":   "id: agg\ntitle: X\nseverity: low\ndetection: {kind: aggregate, group_by: {u: event.actor.id}, aggregates: {d: {distinct: event.actor.id}, m: {max: event.published}, k: {count_by: event.actor.id}}, baseline: 10h, learning: 0s, bucket: 1h, window: 1h, having: 'agg.count >= 1 && base.count.n >= 0'}\nalert: {title: '${event.actor.id} ${agg.d} ${agg.m} ${evidence.size()}'}\n",
 		"p/seq.yaml":   "id: seq\ntitle: X\nseverity: low\ndetection: {kind: sequence, window: 5m, steps: [{id: a, where: 'true', count: 2}, {id: b, where: 'event.actor.id == steps.a.actor.id'}]}\n",
 		"p/first.yaml": "id: first\ntitle: X\nseverity: low\ndetection: {kind: first_seen, memory: 5m, learning: 0s, group_by: {u: event.actor.id, ip: event.client.ipAddress}, seen_before: [u]}\n",
+		"p/over.yaml":  "id: over\ntitle: X\nseverity: low\ndetection: {kind: sequence, window: 5m, steps: [{id: a, input: detections, where: event.detection.severity >= 2}, {id: b, where: 'event.actor.id == steps.a.actor.id'}]}\nalert: {title: '${steps.a.detection.title} ${steps.a.detection.firstTime}'}\n",
 	})
 	m := engine.NewMatcher(set)
 	for _, mt := range m.Take(view(f, login("u1")), engine.Place{}) {
@@ -39,14 +40,25 @@ func FuzzMatch(f *testing.F) {
 			_ = st.Apply(mt)
 			mt.UUID += "b"
 			_ = st.Apply(mt)
+			mt.Kind = engine.MatchPair
+			for n := range 3 {
+				mt.Detection = &record.MatchDetection{ID: key, Title: group, Severity: int32(flags), Withdrawn: n == 1 && flags&64 != 0, Open: flags&128 != 0, Tags: []string{key}}
+				_ = st.Apply(mt)
+				at = at.Add(time.Duration(after % 1000))
+			}
 		}
-		st.Flush()
+		for _, mt := range st.Flush().Pairs {
+			_ = st.Apply(mt)
+		}
+		st.AdvanceSecond("00oORG", "live", at.Add(time.Hour))
 		st.Advance("00oORG", "live", at.Add(time.Hour))
 		st.Flush()
 		st.Advance("00oORG", "live", at.Add(2000*time.Hour))
 		st.Flush()
 		st.Abort()
 		st.Advance("00oORG", "live", at.Add(2000*time.Hour))
+		st.Flush()
+		st.AdvanceSecond("00oORG", "live", at.Add(2000*time.Hour))
 		st.Flush()
 		st.Commit()
 		st.Snapshot()

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/oktawatch/oktawatch/pkg/record"
 	"github.com/oktawatch/oktawatch/pkg/rule"
@@ -34,48 +33,67 @@ func (m *Matcher) Take(v *record.SystemLogView, at Place) []*record.Match {
 		if t == nil {
 			continue
 		}
-		if t.Cut {
-			m.limited(c.ID, "an event has more than 100 groups: the first 100 by name are judged")
-		}
-		payload, err := c.Kept(v)
-		if err != nil {
-			m.failed(err)
-			continue
-		}
-		fields := binary.AppendUvarint(nil, uint64(t.Flags))
-		fields = binary.AppendUvarint(fields, uint64(len(t.Values)))
-		fields = append(append(fields, t.Values...), payload...)
 		when := derived.Time
-		var published *time.Time
-		if p, ok := v.Published(); ok {
-			published = &p
-		}
-		received := derived.Received
-		for _, key := range t.Keys {
-			parts := make(map[string]string, len(key))
-			for i, g := range c.Detection.GroupBy {
-				parts[g.Name] = key[i]
-			}
-			mt := &record.Match{
-				Kind: MatchEvent, Org: derived.Org, Lane: derived.Lane, RuleID: c.ID, StateHash: c.StateHash,
-				Group: groupText(c, key, len(c.Detection.SeenBefore) > 0), Key: parts, UUID: Identity(v), Time: &when,
-				Published: published, Received: &received, EventType: v.EventType(), Partition: at.Partition,
-				Offset: at.Offset, Copy: max(derived.Copy, 1), Partial: derived.Partial, Unconfirmed: derived.Partial,
-				Seed: derived.Seed, Backfill: derived.Backfill, Excepted: t.Excepted, Fields: fields,
-			}
-			if at.Topic == "" {
-				mt.Partition, mt.Offset = -1, -1
-			}
-			out = append(out, mt)
-		}
+		out = append(out, matchesOf(c, t, v, m.observer, record.Match{
+			Kind: MatchEvent, Org: derived.Org, Lane: derived.Lane, UUID: Identity(v), Time: &when,
+			Partition: at.partition(), Offset: at.offset(), Copy: max(derived.Copy, 1), Partial: derived.Partial, Seed: derived.Seed,
+		})...)
 	}
 	m.meter.stop()
 	return out
 }
 
+// matchesOf spreads what a rule took of a record over its groups; base says what does not depend on the rule.
+func matchesOf(c *rule.Compiled, t *rule.Taken, v *record.SystemLogView, o Observer, base record.Match) []*record.Match {
+	if t.Cut {
+		limitedBy(o, c.ID, "an event has more than 100 groups: the first 100 by name are judged")
+	}
+	payload, err := c.Kept(v)
+	if err != nil {
+		o.Failed(err)
+		return nil
+	}
+	fields := binary.AppendUvarint(nil, uint64(t.Flags))
+	fields = binary.AppendUvarint(fields, uint64(len(t.Values)))
+	fields = append(append(fields, t.Values...), payload...)
+	derived := v.Derived()
+	if p, ok := v.Published(); ok {
+		base.Published = &p
+	}
+	received := derived.Received
+	base.RuleID, base.StateHash, base.Received, base.EventType = c.ID, c.StateHash, &received, v.EventType()
+	base.Unconfirmed, base.Backfill, base.Excepted, base.Fields = base.Partial, derived.Backfill, t.Excepted, fields
+	out := make([]*record.Match, 0, len(t.Keys))
+	for _, key := range t.Keys {
+		mt := base
+		mt.Key = make(map[string]string, len(key))
+		for i, g := range c.Detection.GroupBy {
+			mt.Key[g.Name] = key[i]
+		}
+		mt.Group = groupText(c, key, len(c.Detection.SeenBefore) > 0)
+		out = append(out, &mt)
+	}
+	return out
+}
+
+func (p Place) partition() int32 {
+	if p.Topic == "" {
+		return -1
+	}
+	return p.Partition
+}
+
+func (p Place) offset() int64 {
+	if p.Topic == "" {
+		return -1
+	}
+	return p.Offset
+}
+
 // Kinds of a Match.
 const (
 	MatchEvent  = "event"
+	MatchPair   = "detection" // an evidence event of a detection
 	MatchClock  = "clock"
 	MatchSeed   = "seed"   // of any seed, whatever rules take of it
 	MatchSeeded = "seeded" // how far back seeds go, for every partition
@@ -84,9 +102,9 @@ const (
 // MatchKey is the key under which a Match is written, so that all of a group meet.
 func MatchKey(m *record.Match) string { return m.Org + "/" + m.RuleID + "/" + m.Group }
 
-// TakesSeeds tells whether a rule takes in events of the past that are not judged: first_seen and baselines do.
+// TakesSeeds tells whether a rule takes in events of the past that are not judged: first_seen and baselines over events do.
 func TakesSeeds(c *rule.Compiled) bool {
-	return c.Detection.Kind == rule.KindFirstSeen || c.Detection.Baseline > 0
+	return c.Detection.Kind == rule.KindFirstSeen || c.Detection.Baseline > 0 && !c.Over()
 }
 
 // groupText is a key in its canonical form: part=value by name of part, with zero bytes between. Of a rule with
@@ -133,8 +151,8 @@ type StateObserver interface {
 	Limited(ruleID, what string) // a limit of the language cut something
 }
 
-func (m *Matcher) limited(ruleID, what string) {
-	if o, ok := m.observer.(StateObserver); ok {
+func limitedBy(o Observer, ruleID, what string) {
+	if o, ok := o.(StateObserver); ok {
 		o.Limited(ruleID, what)
 	}
 }

@@ -35,15 +35,16 @@ const MatchSchema = `{
     {"name": "detection", "default": null, "doc": "Kind detection only: the detection whose evidence this is. Origin: detect.", "type": ["null", {
       "type": "record", "name": "MatchDetection", "doc": "The detection that brought an evidence event to a rule over detections.", "fields": [
         {"name": "id", "type": "string", "doc": "Id of the detection. Origin: the detection."},
-        {"name": "update", "type": "long", "default": 1, "doc": "Update number of the detection. Origin: the detection."},
+        {"name": "update", "type": "long", "default": 1, "doc": "Update number of the detection that said so first. Origin: the detection."},
         {"name": "rule_id", "type": "string", "default": "", "doc": "Rule that made it. Origin: the detection."},
-        {"name": "title", "type": "string", "default": "", "doc": "Its title. Origin: the detection."},
+        {"name": "title", "type": "string", "default": "", "doc": "Its title; as tags, techniques, severity and first_time only where the rule reads it of held pairs. Origin: the detection."},
         {"name": "mode", "type": "string", "default": "", "doc": "alert or signal. Origin: the detection."},
         {"name": "severity", "type": "int", "default": 0, "doc": "1 (info) to 5 (critical). Origin: the detection."},
         {"name": "techniques", "type": {"type": "array", "items": "string"}, "default": [], "doc": "Its ATT&CK technique ids. Origin: the detection."},
         {"name": "tags", "type": {"type": "array", "items": "string"}, "default": [], "doc": "Its tags. Origin: the detection."},
         {"name": "first_time", "type": ["null", {"type": "long", "logicalType": "timestamp-millis"}], "default": null, "doc": "Its first hit, UTC, milliseconds. Origin: the detection."},
-        {"name": "withdrawn", "type": "boolean", "default": false, "doc": "True when the pair is taken back. Origin: the detection."}
+        {"name": "withdrawn", "type": "boolean", "default": false, "doc": "True when the pair is taken back: only its identity (id and the event's uuid) and group stand then. Origin: the detection."},
+        {"name": "open", "type": "boolean", "default": false, "doc": "True while a later update of the detection may change what the rule reads of it (title, severity). Origin: detect."}
       ]}]},
     {"name": "through", "type": ["null", {"type": "long", "logicalType": "timestamp-millis"}], "default": null, "doc": "Kind clock only: the watermark, event time, UTC, milliseconds. Origin: detect, from the source's cursor."},
     {"name": "clock", "type": "int", "default": 0, "doc": "Kind clock only: 1 for the watermark of rules over events, 2 for that of rules over detections. Origin: detect."},
@@ -116,11 +117,12 @@ type Match struct {
 type MatchDetection struct {
 	// Id of the detection. Origin: the detection.
 	ID string `avro:"id" json:"id"`
-	// Update number of the detection. Origin: the detection.
+	// Update number of the detection that said so first. Origin: the detection.
 	Update int64 `avro:"update" json:"update"`
 	// Rule that made it. Origin: the detection.
 	RuleID string `avro:"rule_id" json:"rule_id"`
-	// Its title. Origin: the detection.
+	// Its title; as tags, techniques, severity and first_time only where the rule reads it of held pairs. Origin: the
+	// detection.
 	Title string `avro:"title" json:"title"`
 	// alert or signal. Origin: the detection.
 	Mode string `avro:"mode" json:"mode"`
@@ -132,8 +134,11 @@ type MatchDetection struct {
 	Tags []string `avro:"tags" json:"tags"`
 	// Its first hit, UTC, milliseconds. Origin: the detection.
 	FirstTime *time.Time `avro:"first_time" json:"first_time"`
-	// True when the pair is taken back. Origin: the detection.
+	// True when the pair is taken back: only its identity (id and the event's uuid) and group stand then. Origin: the
+	// detection.
 	Withdrawn bool `avro:"withdrawn" json:"withdrawn"`
+	// True while a later update of the detection may change what the rule reads of it (title, severity). Origin: detect.
+	Open bool `avro:"open" json:"open"`
 }
 
 // SchemaName returns "match".
@@ -289,6 +294,7 @@ func (v *MatchDetection) append(b []byte) []byte {
 		b = appendLong(b, v.FirstTime.UnixMilli())
 	}
 	b = appendBool(b, v.Withdrawn)
+	b = appendBool(b, v.Open)
 	return b
 }
 
@@ -311,4 +317,5 @@ func (v *MatchDetection) decode(r *wire) {
 		*v.FirstTime = r.time()
 	}
 	v.Withdrawn = r.bool()
+	v.Open = r.bool()
 }

@@ -198,6 +198,13 @@ func (s *scope) compile(r *Rule) *Compiled {
 	if c.Detection.Kind != KindMatch {
 		c.finishState(s.lang, named)
 	}
+	c.over.reads, c.over.wait, c.over.takes = rd, c.Detection.Lateness, newReads(s.lang, named)
+	for _, p := range append([]*program{c.where}, c.steps...) {
+		c.over.takes.program(p)
+	}
+	for _, e := range c.exceptions {
+		c.over.takes.program(e.when)
+	}
 	c.hash(rd)
 	return c
 }
@@ -370,8 +377,17 @@ func (c *Compiled) hash(rd *reads) {
 	}
 	putNamed(rd.seen)
 	c.ContentHash = hex.EncodeToString(h.Sum(nil)[:16])
+	c.stateHash(rd)
+}
 
-	h.Reset()
+// stateHash works out what starts the rule empty.
+func (c *Compiled) stateHash(rd *reads) {
+	h := sha256.New()
+	put := func(parts ...string) {
+		for _, p := range parts {
+			fmt.Fprintf(h, "%d:%s", len(p), p)
+		}
+	}
 	put("state", string(c.Detection.Kind))
 	put(c.stateText()...)
 	used := newReads(&language{types: rd.types, funcs: rd.funcs}, rd.named)
@@ -748,6 +764,9 @@ func (c *Compiled) Explain() string {
 	on := "every event"
 	if c.Bound() {
 		on = strings.Join(append(slices.Clone(c.Types.Exact), c.Types.Globs...), ", ")
+	}
+	if c.Over() {
+		on = strings.TrimPrefix(on+", and of "+c.Sources(), ", and of ")
 	}
 	return fmt.Sprintf("reads %s of %s; judges the %s", strings.Join(c.Reads, ", "), on,
 		map[Copies]string{JudgesBoth: "first copy, and the second in its place", JudgesComplete: "complete copy only"}[c.Copies])

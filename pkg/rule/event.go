@@ -43,6 +43,9 @@ func eventVal(v ref.Val) (*Event, bool) {
 // Reset turns the event to another record.
 func (e *Event) Reset(v *record.SystemLogView) { e.view, e.ready, e.detection = v, false, nil }
 
+// SetDetection says through which detection the present record comes; nil: through none.
+func (e *Event) SetDetection(d *DetectionRef) { e.detection, e.ready = d, false }
+
 // View is the record behind the event.
 func (e *Event) View() *record.SystemLogView { return e.view }
 

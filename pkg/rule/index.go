@@ -50,8 +50,8 @@ type textTest struct {
 
 // textPath reads one text of the event.
 type textPath struct {
-	name string // eventType, outcome.result, …
-	get  func(v *record.SystemLogView) string
+	name string                               // eventType, outcome.result, …
+	get  func(v *record.SystemLogView) string // nil: it is not in the record
 }
 
 func (t *textTest) holds(v *record.SystemLogView) bool {
@@ -94,6 +94,9 @@ func (c *condition) judge(v *record.SystemLogView) verdict {
 	case condFalse:
 		return no
 	case condTest:
+		if c.test.path.get == nil {
+			return maybe
+		}
 		if c.test.holds(v) {
 			return yes
 		}
@@ -139,13 +142,16 @@ func (t EventTypes) Has(eventType string) bool {
 	return t.All || slices.Contains(t.Exact, eventType) || slices.ContainsFunc(t.Globs, func(g string) bool { return Glob(g, eventType) })
 }
 
-func (c *condition) eventTypes() EventTypes {
+func (c *condition) eventTypes() EventTypes { return c.values("eventType") }
+
+// values are the values of one text that an expression can be true for.
+func (c *condition) values(path string) EventTypes {
 	switch c.op {
 	case condFalse:
 		return EventTypes{}
 	case condTest:
 		t := c.test
-		if t.path.name != "eventType" || t.neg {
+		if t.path.name != path || t.neg {
 			return EventTypes{All: true}
 		}
 		switch t.how {
@@ -170,13 +176,13 @@ func (c *condition) eventTypes() EventTypes {
 	case condAnd:
 		out := EventTypes{All: true}
 		for _, k := range c.kids {
-			out = intersect(out, k.eventTypes())
+			out = intersect(out, k.values(path))
 		}
 		return out
 	case condOr:
 		var out EventTypes
 		for _, k := range c.kids {
-			t := k.eventTypes()
+			t := k.values(path)
 			if t.All {
 				return t
 			}
@@ -369,6 +375,9 @@ func (cs *conditions) path(e celast.Expr) (textPath, bool) {
 				return textPath{}, false
 			}
 			get := p.get
+			if get == nil {
+				return textPath{}, false
+			}
 			return textPath{name: p.name + ".lowerAscii()", get: func(v *record.SystemLogView) string { return lowerASCII(get(v)) }}, true
 		case fn == operators.Index && len(c.Args()) == 2 && c.Args()[1].Kind() == celast.LiteralKind:
 			if key, ok := c.Args()[1].AsLiteral().(types.String); ok {
@@ -380,6 +389,8 @@ func (cs *conditions) path(e celast.Expr) (textPath, bool) {
 	segs := segments(e)
 	p := textPath{name: strings.Join(segs, ".")}
 	switch p.name {
+	case pathRuleID:
+		return p, true
 	case "":
 		return textPath{}, false
 	case "eventType":

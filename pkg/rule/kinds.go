@@ -57,11 +57,12 @@ type Aggregate struct {
 
 // Step is one step of a sequence.
 type Step struct {
-	ID     string
-	Where  Expr
-	Count  int
-	Within time.Duration
-	Not    bool
+	ID         string
+	Where      Expr
+	Count      int
+	Within     time.Duration
+	Not        bool
+	Detections bool // its input are detections; as the rule where the step does not say
 }
 
 // readState reads what the kinds with memory have in detection.
@@ -84,7 +85,7 @@ func (r *Rule) readState(d *document, n yamlast.Node, fs map[string]pair) {
 		}
 	}
 	if p, ok := fs["input"]; ok {
-		readInput(d, p)
+		det.Detections = readInput(d, p)
 	}
 	if p, ok := fs["group_by"]; ok {
 		det.GroupBy = readNamed(d, p.value, "group_by")
@@ -153,11 +154,10 @@ func namesOf(ns []Named) []string {
 	return out
 }
 
-// readInput takes the word events; rules over detections are not run yet.
-func readInput(d *document, p pair) {
-	if s, ok := d.oneOf(p.value, "input", []string{"events", "detections"}); ok && s == "detections" {
-		d.add(d.nodeOffset(p.value), checkValue, "input: detections is not run by this version: write a rule over the events themselves")
-	}
+// readInput tells whether a rule or step reads detections.
+func readInput(d *document, p pair) bool {
+	s, _ := d.oneOf(p.value, "input", []string{"events", "detections"})
+	return s == "detections"
 }
 
 var aggregateKeys = append(slices.Clone(aggregateHows), "where")
@@ -254,7 +254,7 @@ func (r *Rule) readSteps(d *document, p pair) {
 		if !ok {
 			continue
 		}
-		s := Step{Count: 1, Within: det.Window}
+		s := Step{Count: 1, Within: det.Window, Detections: det.Detections}
 		for _, key := range []string{"id", "where"} {
 			if _, ok := fs[key]; !ok {
 				d.add(d.nodeOffset(it), checkMissing, "the step has no %s: add the key %s:", key, key)
@@ -292,7 +292,7 @@ func (r *Rule) readSteps(d *document, p pair) {
 			}
 		}
 		if q, ok := fs["input"]; ok {
-			readInput(d, q)
+			s.Detections = readInput(d, q)
 		}
 		det.Steps = append(det.Steps, s)
 	}

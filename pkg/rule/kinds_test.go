@@ -47,7 +47,7 @@ func TestKindFindings(t *testing.T) {
 		"key of int":         {agg + "group_by: {a: event.target.size()}", "", "9:17: cel: group_by.a: this is a int"},
 		"key in where":       {"kind: aggregate\nwindow: 5m\nhaving: agg.count > 1\ngroup_by: {u: event.actor.id}\nwhere: key.u == 'x'", "", "where: "},
 		"dedup over event":   {agg, "alert: {dedup: {key: [event.actor.id]}}", "dedup.key"},
-		"detections":         {agg + "input: detections", "", "9:10: value: input: detections is not run by this version"},
+		"input":              {agg + "input: alerts", "", "input"},
 		"negated first":      {seq + "  - {id: a, not: true, where: 'true'}", "", "the first step is negated"},
 		"negated count":      {seq + "  - {id: a, where: 'true'}\n  - {id: b, not: true, count: 2, where: 'true'}", "", "a negated step has no count"},
 		"within":             {seq + "  - {id: a, within: 6m, where: 'true'}", "", "within 6m is longer than window 5m"},

@@ -113,7 +113,7 @@ func (s *Set) Only(r *Rule, params []Param, lists map[string][]string) (*Set, []
 	if c == nil {
 		return nil, sortProblems(doc.problems)
 	}
-	out.Rules = []*Compiled{c}
+	out.Rules = link([]*Compiled{c})
 	return out, nil
 }
 
@@ -551,6 +551,9 @@ func (l *Loader) compileAll(set *Set, rules []*Rule, overlays []*overlay, proble
 			}
 			r.doc.problems = nil
 			c := set.scope.compile(eff)
+			if c != nil && !c.readable(rules) {
+				c = nil
+			}
 			ruleProblems = append(ruleProblems, r.doc.problems...)
 			r.doc.problems = nil
 			if c == nil {
@@ -590,6 +593,10 @@ func (l *Loader) compileAll(set *Set, rules []*Rule, overlays []*overlay, proble
 			stale[name] = true
 		}
 		l.compiled = now
+		set.Rules = link(set.Rules)
+		for org, own := range set.byOrg {
+			set.byOrg[org] = link(own)
+		}
 		// A list that is gone stays for the rules whose last good version reads it.
 		for _, c := range now {
 			for _, b := range c.names {

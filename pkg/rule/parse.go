@@ -625,9 +625,48 @@ func readTestEvent(d *document, n yamlast.Node) TestEvent {
 		e.At = &v
 	}
 	if p, ok := fs["detection"]; ok {
-		e.Detection, _ = d.plain(p.value).(map[string]any)
+		e.Detection = readTestDetection(d, p.value)
 	}
 	return e
+}
+
+// readTestDetection reads event.detection of a test's event. What an author leaves out is as in a plausible detection.
+func readTestDetection(d *document, n yamlast.Node) *DetectionRef {
+	out := &DetectionRef{Mode: string(ModeAlert), Severity: int64(Medium)}
+	fs, ok := d.fields(n, "detection of a test's event", "id", "ruleId", "title", "mode", "severity", "techniques", "tags", "firstTime")
+	if !ok {
+		return out
+	}
+	for key, into := range map[string]*string{"id": &out.ID, "ruleId": &out.RuleID, "title": &out.Title} {
+		if p, ok := fs[key]; ok {
+			*into, _ = d.text(p.value, key)
+		}
+	}
+	if p, ok := fs["mode"]; ok {
+		out.Mode, _ = d.oneOf(p.value, "mode", []string{string(ModeAlert), string(ModeSignal)})
+	}
+	if p, ok := fs["severity"]; ok {
+		out.Severity, _ = d.integer(p.value, "severity", int64(Info), int64(Critical))
+	}
+	if p, ok := fs["techniques"]; ok {
+		out.Techniques = d.texts(p.value, "techniques")
+	}
+	if p, ok := fs["tags"]; ok {
+		out.Tags = d.texts(p.value, "tags")
+	}
+	if p, ok := fs["firstTime"]; ok {
+		if s, ok := d.text(p.value, "firstTime"); ok {
+			t, err := time.Parse(time.RFC3339, s)
+			if err != nil {
+				d.add(d.nodeOffset(p.value), checkValue, "firstTime %q is no time: write it as 2026-01-05T10:00:00Z", s)
+			}
+			out.FirstTime = t.UTC()
+		}
+	}
+	if out.ID == "" {
+		out.ID = "of " + out.RuleID
+	}
+	return out
 }
 
 func readExpect(d *document, n yamlast.Node) Expect {

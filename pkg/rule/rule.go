@@ -177,6 +177,8 @@ type Detection struct {
 	Kind  Kind
 	Where Expr // empty text: true
 
+	Detections bool // its input are detections; of a sequence unless a step says otherwise
+
 	GroupBy    []Named // by name
 	Lateness   time.Duration
 	Learning   time.Duration
@@ -250,7 +252,7 @@ type TestEvent struct {
 	Repeat    int
 	Every     time.Duration
 	At        *time.Duration
-	Detection map[string]any
+	Detection *DetectionRef // the record comes through this detection; a zero FirstTime is the event's time
 	Pos       Position
 }
 

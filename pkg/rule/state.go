@@ -47,6 +47,7 @@ type StepType struct {
 	Count   int
 	Within  time.Duration
 	Not     bool
+	Over    bool // detections are its input
 	Dynamic bool // reads earlier steps: where the filter says true, StepHolds must be asked too
 	Refs    []int
 }
@@ -69,6 +70,7 @@ type stateful struct {
 	learnCond *condition
 	plan      *keepPlan
 	keepText  []string
+	over      overDetections
 	shown     []string // names that HitValues tells
 }
 
@@ -145,12 +147,15 @@ func (s *scope) compileState(c *Compiled, env *cel.Env, need func(*program) *pro
 			return nil, nil, err
 		}
 		hitOpts = append(hitOpts, aggs...)
+		if det.Detections {
+			c.any = constant(false)
+		}
 	case KindSequence:
 		steps := env
 		var union []*condition
 		for i, st := range det.Steps {
 			p := need(s.lang.compile(steps, st.Where, "step "+st.ID, types.BoolType))
-			t := StepType{ID: st.ID, Count: st.Count, Within: st.Within, Not: st.Not}
+			t := StepType{ID: st.ID, Count: st.Count, Within: st.Within, Not: st.Not, Over: st.Detections}
 			cond := &condition{}
 			if p != nil {
 				for _, id := range deepIdents(p, "steps", cs.named) {
@@ -159,7 +164,10 @@ func (s *scope) compileState(c *Compiled, env *cel.Env, need func(*program) *pro
 				}
 				cond = cs.of(p.ast, p.ast.Expr(), false)
 			}
-			c.steps, c.stepConds, union = append(c.steps, p), append(c.stepConds, cond), append(union, cond)
+			c.steps, c.stepConds = append(c.steps, p), append(c.stepConds, cond)
+			if !st.Detections {
+				union = append(union, cond)
+			}
 			c.StepTypes = append(c.StepTypes, t)
 			if !st.Not {
 				n := "steps." + st.ID
@@ -332,6 +340,7 @@ func (c *Compiled) finishState(l *language, named func(string) *program) {
 	for _, rf := range setFields {
 		rd.fields[rf] = true
 	}
+	c.over.later = rd
 	for _, p := range c.afterFilter() {
 		rd.program(p)
 		c.ReadsEvidence = c.ReadsEvidence || usesIdent(p.ast.Expr(), func(n string) bool { return n == "evidence" })
@@ -381,6 +390,12 @@ func (c *Compiled) stateText() []string {
 	}
 	for _, s := range d.Steps {
 		out = append(out, "step", s.ID, s.Where.Text, fmt.Sprint(s.Count, s.Within, s.Not))
+		if s.Detections {
+			out = append(out, "detections")
+		}
+	}
+	if d.Detections {
+		out = append(out, "detections")
 	}
 	out = append(out, "learn", d.LearnFrom.Text)
 	out = append(append(out, "seen"), d.SeenBefore...)
@@ -405,7 +420,8 @@ const (
 // Take judges an event by a rule with memory. Nil where the rule does not want it. An exception that keeps it from
 // being judged is named. Failed expressions count as false; a failed key drops the event from the rule.
 func (c *Compiled) Take(ev *Event) (t *Taken, exception string, err error) {
-	if c.any != nil && c.any.judge(ev.view) == no {
+	over := ev.detection != nil // the record is a pair
+	if !over && c.any != nil && c.any.judge(ev.view) == no || over && !c.Over() {
 		return nil, "", nil
 	}
 	hit, exception, err := c.Judge(ev)
@@ -424,7 +440,7 @@ func (c *Compiled) Take(ev *Event) (t *Taken, exception string, err error) {
 		}
 		for i, p := range c.steps {
 			st := &c.StepTypes[i]
-			if t.Excepted && !st.Not {
+			if t.Excepted && !st.Not || st.Over != over {
 				continue
 			}
 			v := c.stepConds[i].judge(ev.view)

@@ -15,7 +15,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/oktawatch/oktawatch/pkg/engine"
 	"github.com/oktawatch/oktawatch/pkg/record"
 	"github.com/oktawatch/oktawatch/pkg/rule"
 	"github.com/oktawatch/oktawatch/pkg/systemlog"
@@ -299,26 +298,16 @@ func Eval(set *rule.Set, in *Input, r Report) error {
 		return nil
 	}
 	o := &heard{Report: r}
-	m := engine.NewMatcher(set, engine.WithDisabled(), engine.WithObserver(o))
-	st := engine.NewState(set, engine.WithStateObserver(o))
+	c := newCourse(set, o, in.org, r.Found)
 	wanted := make([]bool, len(in.types))
 	for i, t := range in.types {
-		wanted[i] = m.Wanted(in.org, t)
+		wanted[i] = c.m.Wanted(in.org, t)
 	}
 	first, last := int64(math.MaxInt64), int64(math.MinInt64)
 	for i := range in.events {
 		first = min(first, in.events[i].published)
 	}
-	st.Begin(in.org, lane, time.UnixMilli(first).UTC()) // learning counts from the earliest record of the input
-	tell := func() error {
-		for _, d := range st.Flush().Detections {
-			if err := r.Found(d); err != nil {
-				return err
-			}
-		}
-		st.Commit()
-		return nil
-	}
+	c.st.Begin(in.org, lane, time.UnixMilli(first).UTC()) // learning counts from the earliest record of the input
 	for i := range in.events {
 		e := &in.events[i]
 		if wanted[e.kind] {
@@ -326,32 +315,23 @@ func Eval(set *rule.Set, in *Input, r Report) error {
 			if err != nil {
 				return err
 			}
-			var v record.SystemLogView
-			if err := v.Load(ev); err != nil {
+			o.next()
+			if err := c.judge(Event{Log: ev}); err != nil {
 				return fmt.Errorf("judge event %s: %w", e.uuid, err)
 			}
-			for _, d := range m.Match(&v, engine.Place{}) {
-				if err := r.Found(d); err != nil {
-					return err
-				}
-			}
-			o.next()
-			for _, mt := range m.Take(&v, engine.Place{}) {
-				if err := st.Apply(mt); err != nil {
-					return fmt.Errorf("judge event %s: %w", e.uuid, err)
-				}
-			}
 		}
+		var err error
 		if e.published > last {
 			last = e.published
-			st.Advance(in.org, lane, time.UnixMilli(last).UTC())
+			err = c.advance(time.UnixMilli(last).UTC())
+		} else {
+			err = c.tell()
 		}
-		if err := tell(); err != nil {
+		if err != nil {
 			return err
 		}
 	}
-	st.Close(in.org, lane, time.UnixMilli(last).UTC())
-	return tell()
+	return c.end(time.UnixMilli(last).UTC())
 }
 
 // heard passes on what the engine says; that an event is late is said once for each rule, however many groups it has.

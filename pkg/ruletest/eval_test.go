@@ -2,6 +2,7 @@ package ruletest_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -77,5 +78,128 @@ func TestEvalTellsReusedUUIDs(t *testing.T) {
 	})
 	if err != nil || len(ids) != 2 {
 		t.Errorf("detections of %v, %v; want two", ids, err)
+	}
+}
+
+// overFiles are a spray, a rule that tells of each locked account, and rules that read them.
+var overFiles = fstest.MapFS{
+	"p/spray.yaml": {Data: []byte(`id: spray
+title: T
+severity: low
+detection:
+  kind: aggregate
+  where: event.eventType == "user.session.start" && event.outcome.result == "FAILURE"
+  group_by: {ip: event.client.ipAddress}
+  window: 5m
+  aggregates: {users: {distinct: event.actor.alternateId}}
+  having: agg.users >= 3
+alert:
+  title: ${agg.users} users
+  severity_when: [{when: agg.users >= 5, severity: high}]
+`)},
+	"p/locked.yaml": {Data: []byte(`id: locked
+title: Locked
+severity: info
+mode: signal
+detection:
+  kind: match
+  where: event.eventType == "user.account.lock"
+`)},
+	"p/off.yaml": {Data: []byte(`id: off
+title: Not read
+severity: info
+mode: shadow
+detection:
+  kind: match
+  where: event.eventType == "user.session.start"
+`)},
+	"p/entry.yaml": {Data: []byte(`id: entry
+title: T
+severity: high
+params: {attacks: [spray, locked, off]}
+detection:
+  kind: sequence
+  group_by: {user: event.actor.alternateId}
+  window: 3h
+  steps:
+    - id: attack
+      input: detections
+      where: event.detection.ruleId in params.attacks
+    - id: success
+      where: event.eventType == "user.session.start" && event.outcome.result == "SUCCESS"
+alert:
+  title: ${key.user} after ${steps.attack.detection.ruleId} ${steps.attack.detection.title} ${string(steps.attack.detection.severity)}
+`)},
+	"p/many.yaml": {Data: []byte(`id: many
+title: T
+severity: high
+detection:
+  kind: aggregate
+  input: detections
+  group_by: {user: event.actor.alternateId}
+  window: 1h
+  aggregates: {rules: {distinct: event.detection.ruleId}}
+  having: agg.rules >= 2
+alert:
+  title: ${agg.count} of ${agg.rules}
+`)},
+}
+
+// TestEvalFeedsDetectionsToRules: rules over detections read what the others of the set find.
+func TestEvalFeedsDetectionsToRules(t *testing.T) {
+	l, err := rule.NewLoader()
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, problems, err := l.Load(rule.Source{Name: "rules", FS: overFiles})
+	if err != nil || len(problems) > 0 {
+		t.Fatal(problems, err)
+	}
+	var b strings.Builder
+	n := 0
+	event := func(minute, second int, kind, user, result string) {
+		n++
+		fmt.Fprintf(&b, `{"uuid":"u%02d","published":"2026-01-05T10:%02d:%02d.000Z","eventType":%q,"actor":{"id":%q,"type":"User","alternateId":%q},"client":{"ipAddress":"192.0.2.1"},"outcome":{"result":%q}}`+"\n", n, minute, second, kind, user, user, result)
+	}
+	for i := range 6 {
+		event(0, i, "user.session.start", fmt.Sprintf("u%d@example.com", i), "FAILURE")
+	}
+	event(1, 0, "user.account.lock", "u1@example.com", "SUCCESS")
+	event(5, 30, "user.session.start", "u4@example.com", "SUCCESS")
+	event(40, 0, "user.session.start", "u1@example.com", "SUCCESS")
+	event(41, 0, "user.session.start", "u9@example.com", "SUCCESS")
+	in, err := ruletest.ReadEvents(strings.NewReader(b.String()), int64(b.Len()), "eval", func(_ int, err error) { t.Error(err) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := map[string]*record.Detection{}
+	err = ruletest.Eval(set, in, ruletest.Report{
+		Found: func(d *record.Detection) error {
+			if old := last[d.ID]; old != nil && old.Update >= d.Update {
+				t.Errorf("update %d of %s comes behind %d", d.Update, d.RuleID, old.Update)
+			}
+			last[d.ID] = d
+			return nil
+		},
+		Failed: func(err error) { t.Error(err) }, Late: func(id string) { t.Errorf("late for %s", id) },
+		Limited: func(id, what string) { t.Errorf("%s: %s", id, what) }, Excepted: func(string, string) {},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, d := range last {
+		if d.RuleID == "entry" || d.RuleID == "many" {
+			got = append(got, fmt.Sprint(d.RuleID, " ", d.Title, " ", d.EventCount, " ", d.EvidenceUUIDs, " ", d.Withdrawn))
+		}
+	}
+	slices.Sort(got)
+	want := []string{
+		"entry u1@example.com after locked Locked 1 2 [u07 u09] false",
+		"entry u4@example.com after spray 6 users 4 2 [u05 u08] false",
+		"many 2 of 2 2 [u02 u07] false",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }

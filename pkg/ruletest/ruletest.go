@@ -59,10 +59,15 @@ func run(set *rule.Set, r *rule.Rule, t *rule.Test, fsys fs.FS, dir string, res 
 	if err != nil {
 		return err
 	}
+	for _, te := range t.Events {
+		if te.Detection != nil && !one.Rules[0].Over() {
+			return fmt.Errorf("%s: detection: this rule reads events, not detections: leave it out", te.Pos)
+		}
+	}
 	var first []*record.Detection
 	for _, p := range plays {
 		failures := &failures{}
-		ds, err := play(one, t, p.order(events, one.Rules[0].Detection.Lateness), failures)
+		ds, err := play(one, t, p.order(events, one.Rules[0].Wait()), failures)
 		if err != nil {
 			return err
 		}
@@ -87,44 +92,58 @@ type failures struct{ errs []error }
 func (f *failures) Excepted(string, string) {}
 func (f *failures) Failed(err error)        { f.errs = append(f.errs, err) }
 
+// Event is one record of a test: an event, or one that comes through a detection.
+type Event struct {
+	Log     *record.SystemLog
+	Through *rule.DetectionRef // nil: it comes as an event
+}
+
+// time is the record's: a pair's is the later one of the event's and its detection's first hit.
+func (r Event) time() time.Time {
+	if r.Through != nil && r.Through.FirstTime.After(r.Log.Derived.Time) {
+		return r.Through.FirstTime
+	}
+	return r.Log.Derived.Time
+}
+
 // plays are the orders in which a test is played; the first one is what expect is compared with.
 var plays = []struct {
 	name  string
-	order func(events []*record.SystemLog, lateness time.Duration) []*record.SystemLog
+	order func(records []Event, lateness time.Duration) []Event
 }{
-	{"in order", func(e []*record.SystemLog, _ time.Duration) []*record.SystemLog { return inOrder(e) }},
-	{"shuffled within the lateness", func(e []*record.SystemLog, lateness time.Duration) []*record.SystemLog {
+	{"in order", func(e []Event, _ time.Duration) []Event { return inOrder(e) }},
+	{"shuffled within the lateness", func(e []Event, lateness time.Duration) []Event {
 		r := rand.New(rand.NewPCG(1, uint64(len(e)))) //nolint:gosec // a fixed order
 		if lateness == 0 {
 			return inOrder(e)
 		}
 		type read struct {
-			at time.Time
-			ev *record.SystemLog
+			at  time.Time
+			rec Event
 		}
 		all := make([]read, len(e))
-		for i, ev := range e {
-			all[i] = read{ev.Derived.Time.Add(time.Duration(r.Int64N(int64(lateness)))), ev}
+		for i, rec := range e {
+			all[i] = read{rec.time().Add(time.Duration(r.Int64N(int64(lateness)))), rec}
 		}
 		slices.SortStableFunc(all, func(a, b read) int { return a.at.Compare(b.at) })
-		out := make([]*record.SystemLog, len(e))
+		out := make([]Event, len(e))
 		for i := range all {
-			out[i] = all[i].ev
+			out[i] = all[i].rec
 		}
 		return out
 	}},
-	{"with every event twice", func(e []*record.SystemLog, _ time.Duration) []*record.SystemLog {
+	{"with every event twice", func(e []Event, _ time.Duration) []Event {
 		e = inOrder(e)
-		var out []*record.SystemLog
-		for _, ev := range e {
-			out = append(out, ev, ev)
+		var out []Event
+		for _, rec := range e {
+			out = append(out, rec, rec)
 		}
 		return append(out, e...)
 	}},
-	{"with a partial copy before each event", func(e []*record.SystemLog, _ time.Duration) []*record.SystemLog {
-		var out []*record.SystemLog
-		for _, ev := range inOrder(e) {
-			hook, full := *ev, *ev
+	{"with a partial copy before each event", func(e []Event, _ time.Duration) []Event {
+		var out []Event
+		for _, rec := range inOrder(e) {
+			hook, full := *rec.Log, *rec.Log
 			hook.Derived.Partial, full.Derived.Copy = true, 2
 			hook.Device, hook.SecurityContext = nil, nil
 			if hook.Request != nil {
@@ -135,60 +154,52 @@ var plays = []struct {
 				}
 				hook.Request = &req
 			}
-			out = append(out, &hook, &full)
+			out = append(out, Event{&hook, rec.Through}, Event{&full, rec.Through})
 		}
 		return out
 	}},
 }
 
-// inOrder sorts events by time.
-func inOrder(e []*record.SystemLog) []*record.SystemLog {
+// inOrder sorts records by time.
+func inOrder(e []Event) []Event {
 	e = slices.Clone(e)
-	slices.SortStableFunc(e, func(a, b *record.SystemLog) int { return a.Derived.Time.Compare(b.Derived.Time) })
+	slices.SortStableFunc(e, func(a, b Event) int { return a.time().Compare(b.time()) })
 	return e
 }
 
 // longAfter is more than any rule waits.
 const longAfter = 20 * 365 * 24 * time.Hour
 
-// play judges events and gives the last update of each detection that is not withdrawn, in order of time. At the end
+// play judges records and gives the last update of each detection that is not withdrawn, in order of time. At the end
 // the clock runs on until nothing waits.
-func play(set *rule.Set, t *rule.Test, events []*record.SystemLog, o engine.Observer) ([]*record.Detection, error) {
-	m := engine.NewMatcher(set, engine.WithDisabled(), engine.WithObserver(o))
-	st := engine.NewState(set, engine.WithStateObserver(o))
+func play(set *rule.Set, t *rule.Test, records []Event, o engine.Observer) ([]*record.Detection, error) {
 	last := map[string]*record.Detection{}
-	put := func(ds []*record.Detection) {
-		for _, d := range ds {
-			if old := last[d.ID]; old == nil || old.Update <= d.Update {
-				last[d.ID] = d
-			}
+	c := newCourse(set, o, Org, func(d *record.Detection) error {
+		if old := last[d.ID]; old == nil || old.Update <= d.Update {
+			last[d.ID] = d
 		}
-	}
+		return nil
+	})
 	if t.Learned {
-		st.Begin(Org, "live", time.Unix(0, 0))
+		c.st.Begin(Org, lane, time.Unix(0, 0))
 	}
 	var now time.Time
-	for _, ev := range events {
-		var v record.SystemLogView
-		if err := v.Load(ev); err != nil {
-			return nil, fmt.Errorf("encode event %s: %w", ev.UUID, err)
+	for _, rec := range records {
+		if rec.Through == nil {
+			c.st.Begin(Org, lane, rec.Log.Derived.Time)
 		}
-		put(m.Match(&v, engine.Place{}))
-		st.Begin(Org, "live", ev.Derived.Time)
-		for _, mt := range m.Take(&v, engine.Place{}) {
-			if err := st.Apply(mt); err != nil {
-				return nil, err
-			}
+		err := c.judge(rec)
+		if at := rec.time(); err == nil && at.After(now) {
+			now = at
+			err = c.advance(now)
 		}
-		if ev.Derived.Time.After(now) {
-			now = ev.Derived.Time
-			st.Advance(Org, "live", now)
+		if err != nil {
+			return nil, fmt.Errorf("judge event %s: %w", rec.Log.UUID, err)
 		}
-		put(st.Flush().Detections)
-		st.Commit()
 	}
-	st.Advance(Org, "live", now.Add(longAfter))
-	put(st.Flush().Detections)
+	if err := c.advance(now.Add(longAfter)); err != nil {
+		return nil, err
+	}
 	out := make([]*record.Detection, 0, len(last))
 	for _, d := range last {
 		if !d.Withdrawn {
@@ -339,13 +350,10 @@ func alerts(ds []*record.Detection) int {
 }
 
 // Events makes the records of a test, in the order of the file.
-func Events(t *rule.Test, fsys fs.FS, dir string) ([]*record.SystemLog, error) {
-	var out []*record.SystemLog
+func Events(t *rule.Test, fsys fs.FS, dir string) ([]Event, error) {
+	var out []Event
 	at := t.Start.Add(-time.Second)
 	for _, te := range t.Events {
-		if te.Detection != nil {
-			return nil, fmt.Errorf("%s: detection: this rule reads events, not detections: leave it out", te.Pos)
-		}
 		for i := range te.Repeat {
 			switch {
 			case i > 0:
@@ -378,7 +386,7 @@ func Events(t *rule.Test, fsys fs.FS, dir string) ([]*record.SystemLog, error) {
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", te.Pos, err)
 			}
-			out = append(out, log)
+			out = append(out, Event{log, te.Detection})
 		}
 	}
 	return out, nil

@@ -77,6 +77,7 @@ type clock struct {
 // outcome is what a round, or its second half, came to.
 type outcome struct {
 	clock int32
+	more  bool // the second time follows
 	times map[lane]laneTime
 	back  []string // changelog keys of lanes that began anew after their end
 	parts int32
@@ -354,6 +355,7 @@ func (c *clock) times(ctx context.Context, values map[string][]byte) (map[lane]l
 func (c *clock) write(out *bus.Emit) error {
 	o := c.due
 	c.writing = true
+	o.more = o.clock == firstClock && c.second()
 	for _, l := range slices.SortedFunc(maps.Keys(o.times), func(a, b lane) int {
 		return cmp.Or(cmp.Compare(a.org, b.org), cmp.Compare(a.lane, b.lane))
 	}) {
@@ -365,7 +367,7 @@ func (c *clock) write(out *bus.Emit) error {
 				return fmt.Errorf("write the time of %s: %w", l, err)
 			}
 		}
-		if t.ended && o.clock == firstClock {
+		if t.ended && !o.more { // else an owner that comes between hands the first time on once more, which ends nothing
 			out.State([]byte(endedPrefix+l.org+"\x00"+l.lane), strconv.AppendInt(nil, t.through.UnixMilli(), 10))
 		}
 	}
@@ -382,21 +384,21 @@ func (c *clock) commit(ctx context.Context) {
 	}
 	o := c.due
 	c.due, c.writing = nil, false
-	if o.clock == secondClock {
-		return
-	}
 	for _, key := range o.back {
 		delete(c.handedOn, key)
 	}
 	for l, t := range o.times {
-		if t.ended {
+		switch {
+		case !t.ended:
+			c.told[l] = t
+		case o.more:
+			delete(c.told, l)
+		default:
 			delete(c.told, l)
 			c.handedOn[endedPrefix+l.org+"\x00"+l.lane] = strconv.FormatInt(t.through.UnixMilli(), 10)
-			continue
 		}
-		c.told[l] = t
 	}
-	if c.second() {
+	if o.more {
 		// What the first time decides has been written by the state stage when its group has passed it in every partition.
 		next := outcome{clock: secondClock, times: o.times, parts: o.parts, seen: o.seen}
 		c.run(ctx, func() outcome {

@@ -60,10 +60,11 @@ type Service struct {
 
 	newWindows func(*rule.Set, engine.Observer) windows
 	windowed   atomic.Bool    // a windowed rule has been loaded since the start: time must go on
+	over       atomic.Bool    // a rule over detections has been
 	clocks     sync.WaitGroup // what clocks do beside the stage
 	evidence   evidence
 	health     *health
-	second     func() bool   // a rule in force reads what others found: there is a second time
+	second     func() bool   // a rule reads what others found: there is a second time
 	patience   time.Duration // with a Match of a rule that is not loaded
 
 	mu   sync.Mutex
@@ -127,7 +128,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	s.newWindows = func(set *rule.Set, o engine.Observer) windows {
 		return engine.NewState(set, engine.WithTopic(topics.SystemLog.Name), engine.WithStateObserver(o), engine.WithStateMeter(s.health.meter()))
 	}
-	s.second = func() bool { return false } // no kind does yet
+	s.second = s.over.Load
 	if builtin {
 		s.pack = deps.Pack
 	}
@@ -196,6 +197,7 @@ func (s *Service) judge(ctx context.Context, m bus.Message, out *bus.Emit) error
 	facts := s.health.facts
 	w.begin()
 	at := engine.Place{Topic: m.Topic.Name, Partition: m.Partition, Offset: m.Offset}
+	taken := w.matcher.Take(&w.view, at)
 	for _, d := range w.matcher.Match(&w.view, at) {
 		if err := out.Put(topics.Detections, d.Fingerprint, d); err != nil {
 			return fmt.Errorf("write detection of rule %s: %w", d.RuleID, err)
@@ -204,8 +206,8 @@ func (s *Service) judge(ctx context.Context, m bus.Message, out *bus.Emit) error
 		if w.counts {
 			facts.met(w.org, d.RuleID, func(r *ruleFacts) { r.take(w.at); r.hit(w.at) })
 		}
+		taken = append(taken, w.matcher.TakeDetection(&w.view, at, d)...)
 	}
-	taken := w.matcher.Take(&w.view, at)
 	seed := w.view.Derived().Seed
 	if len(taken) > 0 && !seed { // a seed is never evidence
 		s.evidence.remember(at, bytes.Clone(w.view.JSON()))

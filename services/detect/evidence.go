@@ -28,6 +28,7 @@ type judged struct {
 	ctx   context.Context //nolint:containedctx // lives as long as one call of the stage
 	out   *bus.Emit
 	found []*record.Detection
+	pairs []*record.Match    // what rules over detections take of them
 	seeds map[lane]time.Time // the earliest seed of this batch
 }
 
@@ -35,6 +36,7 @@ type judged struct {
 func (w *judged) flush() {
 	o := w.t.state.Flush()
 	w.found = append(w.found, o.Detections...)
+	w.pairs = append(w.pairs, o.Pairs...)
 	for _, c := range o.Changes {
 		w.out.State([]byte(c.Key), c.Value)
 	}
@@ -59,6 +61,15 @@ func (w *judged) write() error {
 			if err := w.t.tell(w.out, findLimited.Finding, d.Org, d.RuleID, what, d.LastTime); err != nil {
 				return err
 			}
+		}
+	}
+	for _, mt := range w.pairs {
+		if err := w.out.Put(topics.Matches, engine.MatchKey(mt), mt); err != nil {
+			return fmt.Errorf("write evidence for rule %s: %w", mt.RuleID, err)
+		}
+		s.m.matches.With(mt.RuleID).Inc()
+		if mt.Lane == liveLane && !mt.Excepted && len(mt.Fields) > 0 {
+			s.health.facts.met(mt.Org, mt.RuleID, func(r *ruleFacts) { r.take(mt.Time.UnixMilli()) })
 		}
 	}
 	return nil

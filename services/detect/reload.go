@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -81,9 +80,9 @@ func (s *Service) load() error {
 		s.m.rules.With(string(mode)).Set(float64(n))
 	}
 	s.m.unbound.Set(float64(len(unbound)))
-	if hasWindowed(set) {
-		s.windowed.Store(true)
-	}
+	windowed, over := needsTime(set)
+	s.windowed.Store(s.windowed.Load() || windowed)
+	s.over.Store(s.over.Load() || over)
 	s.m.loads.Inc()
 	if old == nil || old.set.Hash != set.Hash {
 		s.log.Info("rules in force", "rules", len(set.Rules), "hash", set.Hash, "see_every_event", strings.Join(unbound, " "), "refused", len(problems))
@@ -187,7 +186,7 @@ func newInstruments(m *metrics.Set) instruments {
 		unbound:    m.Gauge("oktawatch_detect_unbound_rules", "Rules without an event type, which see every event."),
 		problems:   m.Gauge("oktawatch_detect_rule_problems", "Problems in rule files; each refused file keeps its last good version in force."),
 		stale:      m.Gauge("oktawatch_detect_stale_rule_files", "Refused files of which an earlier version is in force."),
-		matches:    m.Counter("oktawatch_detect_matches_total", "Events that windowed rules took, by rule.", "rule"),
+		matches:    m.Counter("oktawatch_detect_matches_total", "Events that windowed rules took, and evidence of detections that rules over them took, by rule.", "rule"),
 		late:       m.Counter("oktawatch_detect_late_total", "Events that came to a windowed rule after their time was decided, by rule.", "rule"),
 		limits:     m.Counter("oktawatch_detect_limits_total", "Times a limit of what a windowed rule holds was reached, by rule.", "rule"),
 		unread:     m.Counter("oktawatch_detect_evidence_unread_total", "Events of evidence that the broker did not give back in time."),
@@ -225,16 +224,18 @@ func (s *sayOnce) forget() {
 	clear(s.said)
 }
 
-// hasWindowed tells whether a rule that is run looks at more than one event.
-func hasWindowed(set *rule.Set) bool {
-	is := func(c *rule.Compiled) bool { return c.Detection.Kind != rule.KindMatch && c.Mode != rule.ModeDisabled }
-	if slices.ContainsFunc(set.Rules, is) {
-		return true
-	}
-	for _, org := range set.Orgs() {
-		if slices.ContainsFunc(set.For(org), is) {
-			return true
+// needsTime tells whether a rule that is run looks at more than one event, and whether one reads detections.
+func needsTime(set *rule.Set) (windowed, over bool) {
+	look := func(rules []*rule.Compiled) {
+		for _, c := range rules {
+			if c.Mode != rule.ModeDisabled && c.Detection.Kind != rule.KindMatch {
+				windowed, over = true, over || c.Over()
+			}
 		}
 	}
-	return false
+	look(set.Rules)
+	for _, org := range set.Orgs() {
+		look(set.For(org))
+	}
+	return windowed, over
 }

@@ -38,6 +38,9 @@ type windows interface {
 	Advance(org, lane string, t time.Time)
 	Close(org, lane string, at time.Time)
 	Forget(org, lane string)
+	AdvanceSecond(org, lane string, t time.Time)
+	CloseSecond(org, lane string, at time.Time)
+	ForgetSecond(org, lane string)
 	Flush() engine.Output
 	Commit()
 	Abort()
@@ -153,11 +156,12 @@ func (t *stateTask) take(m bus.Message, match *record.Match, w *judged) error {
 			w.out.DeadLetter(m, classDecode, errors.New("a clock without a time"))
 			return nil
 		}
-		if match.Clock != firstClock {
-			return nil // no rule reads what others found
-		}
 		if err := t.orphans(); err != nil {
 			return err
+		}
+		if match.Clock == secondClock {
+			t.second(match, w)
+			return nil
 		}
 		t.state.Begin(match.Org, match.Lane, *match.Through)
 		if !match.Ended {
@@ -179,6 +183,18 @@ func (t *stateTask) take(m bus.Message, match *record.Match, w *judged) error {
 		delete(t.unknown, match.StateHash)
 	}
 	return nil
+}
+
+// second is the time of rules over detections: what the first one decided has been read in every partition, and what rules over
+// detections take of it lies before this in each.
+func (t *stateTask) second(match *record.Match, w *judged) {
+	if !match.Ended {
+		t.state.AdvanceSecond(match.Org, match.Lane, *match.Through)
+		return
+	}
+	t.state.CloseSecond(match.Org, match.Lane, *match.Through)
+	w.flush()
+	t.state.ForgetSecond(match.Org, match.Lane)
 }
 
 // orphans holds the time back while there may be a rule yet for what was read back: with the time the windows of a rule that nobody

@@ -148,6 +148,12 @@ func (t *tally) Forget(org, lane string) {
 	t.out.Changes = append(t.out.Changes, engine.Change{Key: "clock/" + org + "/" + lane})
 }
 
+func (t *tally) AdvanceSecond(string, string, time.Time) {}
+
+func (t *tally) CloseSecond(string, string, time.Time) {}
+
+func (t *tally) ForgetSecond(string, string) {}
+
 func (t *tally) Flush() engine.Output {
 	o := t.out
 	t.out = engine.Output{}
@@ -780,6 +786,50 @@ detection:
   memory: 30d
   learning: 5m
 `,
+	"ended": `id: ended
+title: A session ended
+severity: info
+mode: signal
+detection:
+  kind: match
+  where: event.eventType == "user.session.end" && event.client.ipAddress != "203.0.113.2"
+`,
+	"entered": `id: entered
+title: In after an attack
+severity: high
+params: {attacks: [password-spray, settled, ended]}
+detection:
+  kind: sequence
+  group_by: {user: event.actor.alternateId}
+  window: 10m
+  steps:
+    - id: attack
+      input: detections
+      where: event.detection.ruleId in params.attacks
+    - id: entered
+      where: event.eventType == "user.session.start" && event.outcome.result == "SUCCESS"
+    - id: left
+      not: true
+      within: 1m
+      where: event.eventType == "user.session.end"
+alert:
+  title: ${key.user} after ${steps.attack.detection.title}
+`,
+	"several": `id: several
+title: Several rules found a user
+severity: medium
+detection:
+  kind: aggregate
+  input: detections
+  where: event.detection.severity > 1
+  group_by: {user: event.actor.alternateId}
+  window: 20m
+  aggregates:
+    rules: {distinct: event.detection.ruleId}
+  having: agg.rules >= 2
+alert:
+  title: ${key.user} was found ${agg.count} times by ${agg.rules} rules
+`,
 }
 
 // last is what remains of detections: of each the last update, unless it is withdrawn.
@@ -832,20 +882,37 @@ func atOnce(t *testing.T, set *rule.Set, all []*record.SystemLog) []*record.Dete
 	m, st := engine.NewMatcher(set), engine.NewState(set)
 	first, end := all[0].Derived, all[len(all)-1].Derived
 	st.Begin(first.Org, first.Lane, first.Time)
-	for _, log := range all {
-		var v record.SystemLogView
-		if err := v.Load(log); err != nil {
-			t.Fatal(err)
-		}
-		for _, mt := range m.Take(&v, engine.Place{}) {
+	var out []*record.Detection
+	apply := func(ms []*record.Match) {
+		for _, mt := range ms {
 			if err := st.Apply(mt); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	out := st.Flush().Detections
+	flush := func() {
+		for o := st.Flush(); len(o.Detections)+len(o.Pairs) > 0; o = st.Flush() {
+			out = append(out, o.Detections...)
+			apply(o.Pairs)
+		}
+	}
+	for _, log := range all {
+		var v record.SystemLogView
+		if err := v.Load(log); err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range m.Match(&v, engine.Place{}) {
+			out = append(out, d)
+			apply(m.TakeDetection(&v, engine.Place{}, d))
+		}
+		apply(m.Take(&v, engine.Place{}))
+	}
+	flush()
 	st.Close(end.Org, end.Lane, end.Time)
-	return append(out, st.Flush().Detections...)
+	flush()
+	st.CloseSecond(end.Org, end.Lane, end.Time)
+	flush()
+	return out
 }
 
 func sameAsAtOnce(t *testing.T, dir string, seed uint64) {
@@ -990,7 +1057,7 @@ func sameAsAtOnce(t *testing.T, dir string, seed uint64) {
 	once := map[string]bool{}
 	for _, d := range found {
 		u := fmt.Sprint(d.Lane, d.ID, d.Update)
-		if once[u] {
+		if once[u] && d.Kind != string(rule.KindMatch) { // what normalize would have dropped is a hit again
 			t.Errorf("update %d of %s is there twice", d.Update, d.ID)
 		}
 		once[u] = true

@@ -380,7 +380,7 @@ type summary struct {
 func summaryOf(c *rule.Compiled) summary {
 	s := summary{
 		RuleID: c.ID, Title: c.Name, Pack: c.Pack, Kind: string(c.Detection.Kind), Mode: string(c.Mode), Severity: c.Severity.String(), Techniques: []string{},
-		EventTypes: wokenBy(c.Types), Bound: c.Bound(), Copies: string(c.Copies), Reads: c.Reads, Tests: len(c.Tests), ContentHash: c.ContentHash,
+		EventTypes: wokenBy(c), Bound: c.Bound(), Copies: string(c.Copies), Reads: c.Reads, Tests: len(c.Tests), ContentHash: c.ContentHash,
 		StateHash: c.StateHash, File: c.File,
 	}
 	if engine.TakesSeeds(c) {
@@ -392,11 +392,15 @@ func summaryOf(c *rule.Compiled) summary {
 	return s
 }
 
-func wokenBy(t rule.EventTypes) string {
-	if t.All {
+func wokenBy(c *rule.Compiled) string {
+	if c.Types.All {
 		return "every event"
 	}
-	return strings.Join(append(slices.Clone(t.Exact), t.Globs...), ", ")
+	woken := append(slices.Clone(c.Types.Exact), c.Types.Globs...)
+	if c.Over() {
+		woken = append(woken, c.Sources())
+	}
+	return strings.Join(woken, ", ")
 }
 
 func (t *tool) rulesList() *cobra.Command {

@@ -16,16 +16,33 @@ import (
 
 // Event is one record. Times are milliseconds.
 type Event struct {
-	UUID    string
-	Time    int64
-	Type    string
-	User    string
-	IP      string
-	Result  string
-	Step    int64
-	Proxy   bool
-	Targets []string
-	Seed    bool
+	UUID      string
+	Time      int64 // of the record
+	Published int64
+	Type      string
+	User      string
+	IP        string
+	Result    string
+	Step      int64
+	Proxy     bool
+	Targets   []string
+	Seed      bool
+	Through   *Through // nil: it is an event
+}
+
+// Through is the detection through which an event is read. Time is then that of its first hit with the event.
+type Through struct {
+	ID, Rule, Title, Mode string
+	Severity              int
+	First                 int64
+	Open                  bool // a later hit may change what the reading rule reads of it
+}
+
+func (e *Event) through() string {
+	if e.Through == nil {
+		return ""
+	}
+	return e.Through.ID
 }
 
 // Part is one part of a key.
@@ -51,6 +68,12 @@ type Step struct {
 	Count  int
 	Within int64
 	Not    bool
+	Over   bool // its input are detections
+}
+
+// holds tells whether a record fulfils the step: one of the other input never does.
+func (s Step) holds(e *Event, bound map[string]*Event) bool {
+	return (e.Through != nil) == s.Over && s.Where(e, bound)
 }
 
 // Baseline is what a number was over buckets.
@@ -82,6 +105,8 @@ type Rule struct {
 	ID, StateHash string
 	Revision      int
 	Kind          string
+	Mode          string
+	Over          bool // its input are detections
 	Severity      int
 	Where         func(*Event) bool
 	Except        func(*Event) bool
@@ -101,6 +126,9 @@ type Rule struct {
 	SeenBefore    []string
 	SeverityWhen  func(*Hit) int // 0: none
 	Title         func(*Hit) string
+	TitleVaries   bool // from hit to hit
+	ReadsTitle    bool // of detections
+	ReadsSeverity bool
 }
 
 // Detection is one detection.
@@ -112,7 +140,12 @@ type Detection struct {
 	Events      []string
 	Users       []string
 	Final       bool
+	pairs       []*Event // its evidence, each at the time of the first hit with it
 }
+
+// String is for messages.
+// String is for messages.
+func (t *Through) String() string { return fmt.Sprintf("%+v", *t) }
 
 // String is for messages.
 func (d Detection) String() string {
@@ -148,6 +181,9 @@ func Judge(r *Rule, org string, records []*Event, begin, clock int64) []Detectio
 	}
 	sort.Strings(names)
 	var out []Detection
+	if r.Kind == "match" {
+		return matches(r, org, records)
+	}
 	for _, n := range names {
 		var hits []*Hit
 		switch r.Kind {
@@ -169,11 +205,63 @@ func Judge(r *Rule, org string, records []*Event, begin, clock int64) []Detectio
 	return out
 }
 
+// matches makes a detection of each record.
+func matches(r *Rule, org string, records []*Event) []Detection {
+	var out []Detection
+	for _, e := range records {
+		if e.Through != nil || e.Seed || !r.Where(e) || excepted(r, e) {
+			continue
+		}
+		h := &Hit{At: e.Time, Event: e, Evidence: []*Event{e}}
+		d := detection(r, org, "", []*Hit{h}, e.Time)
+		d.ID, d.Final = idOf(r.ID, fmt.Sprint(r.Revision), org, e.UUID), true
+		out = append(out, d)
+	}
+	return out
+}
+
+// Pairs is what a rule over detections reads of detections of another: each evidence event of each, once.
+func Pairs(reader, r *Rule, ds []Detection) []*Event {
+	var out []*Event
+	if r.Over || r.Mode != "alert" && r.Mode != "signal" {
+		return nil
+	}
+	for _, d := range ds {
+		for _, e := range d.pairs {
+			p := *e
+			p.Through = &Through{
+				ID: d.ID, Rule: r.ID, Title: d.Title, Mode: r.Mode, Severity: d.Severity, First: d.First,
+				Open: !d.Final && (reader.ReadsTitle && r.TitleVaries || reader.ReadsSeverity && r.SeverityWhen != nil),
+			}
+			out = append(out, &p)
+		}
+	}
+	return out
+}
+
+// Waits is what the clock of a rule is behind the watermark.
+func Waits(r *Rule, others []*Rule) int64 {
+	out := r.Lateness
+	for _, o := range others {
+		if r.reads() && !o.reads() && (o.Mode == "alert" || o.Mode == "signal") {
+			out = max(out, o.Lateness)
+		}
+	}
+	return out
+}
+
+func (r *Rule) reads() bool {
+	return r.Over || slices.ContainsFunc(r.Steps, func(s Step) bool { return s.Over })
+}
+
 func before(a, b *Event) bool {
 	if a.Time != b.Time {
 		return a.Time < b.Time
 	}
-	return a.UUID < b.UUID
+	if a.UUID != b.UUID {
+		return a.UUID < b.UUID
+	}
+	return a.through() < b.through()
 }
 
 func waits(r *Rule) bool {
@@ -234,7 +322,7 @@ func learned(r *Rule, begin, t int64) bool { return r.Learning == 0 || t >= begi
 func aggregate(r *Rule, key map[string]string, records []*Event, begin int64) []*Hit {
 	var group []*Event
 	for _, e := range records {
-		if r.Where(e) && !excepted(r, e) && inGroup(r, key, e) && (!e.Seed || r.Baseline > 0) {
+		if (e.Through != nil) == r.Over && r.Where(e) && !excepted(r, e) && inGroup(r, key, e) && (!e.Seed || r.Baseline > 0) {
 			group = append(group, e)
 		}
 	}
@@ -476,7 +564,7 @@ func valid(r *Rule, real []int, chain, group, all []*Event) ([]*Event, bool) {
 		if i > 0 && (e.Time < chain[i-1].Time || e.Time-chain[i-1].Time > r.Steps[n].Within) {
 			return nil, false
 		}
-		if !r.Steps[n].Where(e, bound) {
+		if !r.Steps[n].holds(e, bound) {
 			return nil, false
 		}
 		bound[r.Steps[n].ID] = e
@@ -490,7 +578,7 @@ func valid(r *Rule, real []int, chain, group, all []*Event) ([]*Event, bool) {
 			if own[e] || used[e] || !inWindow(e) || e.Time > chain[i].Time || i > 0 && e.Time < chain[i-1].Time {
 				continue
 			}
-			if s.Where(e, upTo(r, real, chain, i)) {
+			if s.holds(e, upTo(r, real, chain, i)) {
 				used[e] = true
 				want--
 			}
@@ -517,7 +605,7 @@ func valid(r *Rule, real []int, chain, group, all []*Event) ([]*Event, bool) {
 			lo, hi = t0, t0+s.Within
 		}
 		for _, e := range all {
-			if e != spared && e.Time > lo && e.Time <= hi && s.Where(e, upTo(r, real, chain, i+1)) {
+			if e != spared && e.Time > lo && e.Time <= hi && s.holds(e, upTo(r, real, chain, i+1)) {
 				return nil, false
 			}
 		}
@@ -623,6 +711,9 @@ func detection(r *Rule, org, group string, hits []*Hit, clock int64) Detection {
 			if !seen[e] {
 				seen[e] = true
 				evidence = append(evidence, e)
+				first := *e
+				first.Time = h.At
+				d.pairs = append(d.pairs, &first)
 			}
 		}
 	}
@@ -630,7 +721,9 @@ func detection(r *Rule, org, group string, hits []*Hit, clock int64) Detection {
 	sort.Slice(evidence, func(i, j int) bool { return before(evidence[i], evidence[j]) })
 	users := map[string]bool{}
 	for _, e := range evidence {
-		d.Events = append(d.Events, e.UUID)
+		if !slices.Contains(d.Events, e.UUID) { // an event that came through two detections is one
+			d.Events = append(d.Events, e.UUID)
+		}
 		if known(e.User) {
 			users[e.User] = true
 		}
@@ -649,8 +742,12 @@ func detection(r *Rule, org, group string, hits []*Hit, clock int64) Detection {
 		parts = append(parts, group)
 	}
 	slot := int64(math.Floor(float64(d.First) / float64(r.Period)))
-	ns := uuid.NewSHA1(uuid.NameSpaceURL, []byte("https://github.com/oktawatch/oktawatch"))
-	d.ID = uuid.NewSHA1(ns, []byte(strings.Join(append(parts, fmt.Sprint(slot)), "\x00"))).String()
+	d.ID = idOf(append(parts, fmt.Sprint(slot))...)
 	d.Final = clock >= d.Last+r.Period
 	return d
+}
+
+func idOf(parts ...string) string {
+	ns := uuid.NewSHA1(uuid.NameSpaceURL, []byte("https://github.com/oktawatch/oktawatch"))
+	return uuid.NewSHA1(ns, []byte(strings.Join(parts, "\x00"))).String()
 }
