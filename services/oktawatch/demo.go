@@ -21,6 +21,12 @@ import (
 	"github.com/oktawatch/oktawatch/services/ingest"
 )
 
+// The demo's source, by which a data directory of the demo is known.
+const (
+	demoSource = "demo"
+	demoName   = "simulated org"
+)
+
 // startOrg starts the simulated org and waits until it answers.
 func (u *up) startOrg(ctx context.Context, g *errgroup.Group) error {
 	c := simConfig(u.cfg.Sim)
@@ -56,7 +62,7 @@ func (u *up) startOrg(ctx context.Context, g *errgroup.Group) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	u.cfg.Ingest.Sources = []ingest.SourceConfig{{ID: "demo", Name: "simulated org", OrgURL: u.org.URL(), TokenFile: token}}
+	u.cfg.Ingest.Sources = []ingest.SourceConfig{{ID: demoSource, Name: demoName, OrgURL: u.org.URL(), TokenFile: token}}
 	if u.cfg.Ingest.Hook.PublicURL == "" {
 		u.cfg.Ingest.Hook.PublicURL = "auto"
 		if u.cfg.Ingest.Hook.Listen == "" {

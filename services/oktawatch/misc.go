@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/oktawatch/oktawatch/pkg/svc"
-	"github.com/oktawatch/oktawatch/services/oktawatch/internal/embedded"
 )
 
 func isCanceled(err error) bool { return err == nil || errors.Is(err, context.Canceled) }
@@ -65,11 +64,7 @@ func (t *tool) healthcheck() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				dir, err := t.dir(c)
-				if err != nil {
-					return err
-				}
-				run, err := embedded.ReadRun(dir)
+				run, _, err := t.running(c)
 				if err != nil {
 					return fmt.Errorf("find a running `oktawatch up`: %w", err)
 				}

@@ -92,7 +92,7 @@ func (t *tool) root() *cobra.Command {
 	f.StringArrayVar(&t.sets, "set", nil, "one configuration `key=value`, over file and environment; may be repeated")
 	f.StringVar(&t.kafka, "kafka", "", "Kafka `brokers`, host:port, comma between them")
 	f.StringVar(&t.registry, "registry", "", "schema registry `URL`, a path is allowed")
-	f.StringVar(&t.dataDir, "data-dir", "", "`directory` of `oktawatch up` (default $OKTAWATCH_DATA_DIR, else $XDG_STATE_HOME/oktawatch)")
+	f.StringVar(&t.dataDir, "data-dir", "", "`directory` of `oktawatch up` (default $OKTAWATCH_DATA_DIR, else $XDG_STATE_HOME/oktawatch, and below it demo for --demo)")
 	f.BoolVarP(&t.verbose, "verbose", "v", false, "say on stderr which broker and registry are used, and why")
 	f.StringVarP(&t.output, "output", "o", "text", "output `format`: text or json")
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {

@@ -8,17 +8,21 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/oktawatch/oktawatch/pkg/bus"
 	"github.com/oktawatch/oktawatch/pkg/metrics"
 	"github.com/oktawatch/oktawatch/pkg/oktasim"
+	"github.com/oktawatch/oktawatch/pkg/record"
 	"github.com/oktawatch/oktawatch/pkg/registry"
 	"github.com/oktawatch/oktawatch/pkg/svc"
 	"github.com/oktawatch/oktawatch/pkg/topics"
@@ -34,7 +38,7 @@ import (
 // `oktawatch up` and each service alone.
 type Config struct {
 	Common    svc.Common       `yaml:",inline"`
-	DataDir   string           `yaml:"data_dir"`  // empty: $XDG_STATE_HOME/oktawatch
+	DataDir   string           `yaml:"data_dir"`  // empty: $XDG_STATE_HOME/oktawatch, of the demo its folder demo
 	Embedded  embedded.Config  `yaml:"embedded"`  // the broker and registry of `oktawatch up`
 	Ingest    ingest.Config    `yaml:"ingest"`    //
 	Normalize normalize.Config `yaml:"normalize"` //
@@ -70,9 +74,12 @@ with ordinary traffic and attack scenarios.`,
 					return fmt.Errorf("DEMO_FOR: %w", err)
 				}
 			}
-			dir, err := t.dir(cfg)
+			dir, usual, err := t.dir(cfg)
 			if err != nil {
 				return err
+			}
+			if demo && usual {
+				dir = filepath.Join(dir, demoDir)
 			}
 			u := &up{tool: t, cfg: cfg, dir: dir, demo: demo, stopAfter: stopAfter, orgEnded: make(chan struct{})}
 			return u.run(cmd.Context())
@@ -142,6 +149,10 @@ func (u *up) run(ctx context.Context) (err error) {
 		return err
 	}
 	if _, err := registry.Apply(ctx, u.broker.Registry(), prefix); err != nil {
+		return err
+	}
+
+	if err := u.sameKind(ctx); err != nil {
 		return err
 	}
 
@@ -266,24 +277,63 @@ func (u *up) logger(service string) (*slog.Logger, error) {
 	return svc.NewLogger(u.cfg.Common.Log, u.errs, service, svc.Version())
 }
 
+// known are the sources that the topic holds.
+func (u *up) known(ctx context.Context) (map[string]*record.Source, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	known := map[string]*record.Source{}
+	var bad error
+	_, err := u.clients.Bus.OpenTable(ctx, topics.Sources, func(key string, value []byte) {
+		if value == nil {
+			delete(known, key)
+			return
+		}
+		src, err := bus.Decode[record.Source](ctx, u.clients.Bus, bus.Message{Topic: topics.Sources, Key: []byte(key), Value: value})
+		if err != nil {
+			bad = err
+			return
+		}
+		known[key] = src
+	})
+	if err = cmp.Or(err, bad); err != nil {
+		return nil, fmt.Errorf("read the sources: %w", err)
+	}
+	return known, nil
+}
+
+// sameKind keeps the demo and other orgs out of each other's data: each would take the other's source for one that its configuration
+// has no more, remove it, and with it the place where polling goes on.
+func (u *up) sameKind(ctx context.Context) error {
+	known, err := u.known(ctx)
+	if err != nil {
+		return err
+	}
+	for _, id := range slices.Sorted(maps.Keys(known)) {
+		src := known[id]
+		ours := id == demoSource && src.TestOrg && src.Name == demoName
+		switch {
+		case u.demo && !ours:
+			return fmt.Errorf("data directory %s holds the source %q (%s), which the demo would remove: leave OKTAWATCH_DATA_DIR out for the demo, or set another", u.dir, id, src.URL)
+		case !u.demo && ours:
+			return fmt.Errorf("data directory %s holds the demo's org: set another OKTAWATCH_DATA_DIR for a real one, or remove the directory", u.dir)
+		}
+	}
+	return nil
+}
+
 // needSource refuses to run for nobody: without a source in the configuration there must be one on the topic.
 func (u *up) needSource(ctx context.Context) error {
 	if len(u.cfg.Ingest.Sources) > 0 {
 		return nil
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	known := map[string]bool{}
-	if _, err := u.clients.Bus.OpenTable(ctx, topics.Sources, func(key string, value []byte) { known[key] = value != nil }); err != nil {
-		return err
+	known, err := u.known(ctx)
+	if err == nil && len(known) == 0 {
+		err = errNoOrg
 	}
-	for _, there := range known {
-		if there {
-			return nil
-		}
-	}
-	return errors.New("no Okta org is named: set OKTA_ORG_URL and OKTA_API_TOKEN, or ingest.sources in --config, or try --demo")
+	return err
 }
+
+var errNoOrg = errors.New("no Okta org is named: set OKTA_ORG_URL and OKTA_API_TOKEN, or ingest.sources in --config, or try --demo")
 
 // secrets makes the keys that an installation of one process makes for itself, readable by its user alone.
 func (u *up) secrets() error {
