@@ -78,6 +78,7 @@ type Org struct {
 
 	genMu   sync.Mutex // the forge, the people's plans and sessions
 	traffic *traffic
+	quiet   bool
 
 	dirMu   sync.RWMutex // status and lastUpdated of people and devices; statuses change under genMu too
 	blocked []*person
@@ -321,6 +322,17 @@ func (o *Org) SetRate(r float64) {
 
 // Pause stops ordinary traffic and scheduled scenarios, or lets them go on.
 func (o *Org) Pause(p bool) { o.paused.Store(p) }
+
+// Quiet stops them for good, and the scenarios that are being played with them: the org goes on answering and delivering, and emits
+// nothing more.
+func (o *Org) Quiet() {
+	o.paused.Store(true)
+	o.genMu.Lock() // what is being emitted is out when Quiet returns
+	defer o.genMu.Unlock()
+	o.quiet = true
+}
+
+var errQuiet = errors.New("the org was told to be quiet")
 
 // tick emits ordinary traffic at the rate set.
 func (o *Org) tick(ctx context.Context) error {

@@ -183,6 +183,10 @@ func (u *up) pipeline(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	asked := ctx.Done()
+	if u.demo { // asked to end, it first lets through what is on its way
+		ctx = context.WithoutCancel(ctx)
+	}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	g, ctx := errgroup.WithContext(ctx)
@@ -227,7 +231,7 @@ func (u *up) pipeline(ctx context.Context) error {
 			return nil
 		}
 		defer stop()
-		return u.watchDemo(ctx)
+		return u.watchDemo(ctx, asked)
 	})
 	err = g.Wait()
 	admin.Stopping()
