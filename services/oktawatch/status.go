@@ -13,6 +13,7 @@ import (
 
 	"github.com/oktawatch/oktawatch/pkg/bus"
 	"github.com/oktawatch/oktawatch/pkg/record"
+	"github.com/oktawatch/oktawatch/pkg/tail"
 	"github.com/oktawatch/oktawatch/pkg/topics"
 )
 
@@ -33,6 +34,7 @@ type sourceState struct {
 	Events   int64     `json:"events"`
 	Through  time.Time `json:"through,omitzero"`
 	Message  string    `json:"message,omitempty"`
+	LastAt   time.Time `json:"last_event_at,omitzero"`
 	LastErr  string    `json:"last_error,omitempty"`
 	ErrAt    time.Time `json:"last_error_at,omitzero"`
 	Warnings []string  `json:"warnings,omitempty"`
@@ -57,6 +59,8 @@ func (t *tool) status() *cobra.Command {
 				if r.Sources, err = sources(ctx, b.bus); err != nil {
 					return err
 				}
+				c.countLetters(ctx, r.Stages)
+				lastTaken(r.Stages, r.Sources)
 				if t.output == "json" {
 					err = t.json(r)
 				} else {
@@ -73,6 +77,73 @@ func (t *tool) status() *cobra.Command {
 				return nil
 			})
 		},
+	}
+}
+
+// countFor bounds how long dead letters are counted before a bound of their number has to do.
+const countFor = 5 * time.Second
+
+// countLetters puts the true number of dead letters where the offsets gave a bound: markers of transactions and what was aborted are no
+// letters. A topic that cannot be counted in time keeps its bound.
+func (c connection) countLetters(ctx context.Context, stages []topics.StageState) {
+	ctx, cancel := context.WithTimeout(ctx, countFor)
+	defer cancel()
+	r, err := c.openTail()
+	if err != nil {
+		return
+	}
+	var mu sync.Mutex
+	counted := map[string]int64{}
+	var wg sync.WaitGroup
+	asked := map[string]bool{}
+	for _, s := range stages {
+		if !s.AtMost {
+			continue
+		}
+		for _, in := range s.Group.Inputs {
+			name := in.DLQ().Name
+			if asked[name] {
+				continue
+			}
+			asked[name] = true
+			wg.Go(func() {
+				if n, err := r.Count(ctx, name, tail.Options{Exit: true}, nil); err == nil {
+					mu.Lock()
+					defer mu.Unlock()
+					counted[name] = n.Records
+				}
+			})
+		}
+	}
+	wg.Wait()
+	for i := range stages {
+		s := &stages[i]
+		sum := int64(0)
+		for _, in := range s.Group.Inputs {
+			n, ok := counted[in.DLQ().Name]
+			if !ok {
+				sum = -1
+				break
+			}
+			sum += n
+		}
+		if s.AtMost && sum >= 0 {
+			s.DeadLetters, s.AtMost = sum, false
+		}
+	}
+}
+
+// lastTaken says of ingest, which reads no topic of events, when its sources last gave one.
+func lastTaken(stages []topics.StageState, sources []sourceState) {
+	for i := range stages {
+		if stages[i].Group.Service != topics.Ingest {
+			continue
+		}
+		for _, s := range sources {
+			if at := s.LastAt; !at.IsZero() && (stages[i].LastEvent == nil || at.After(*stages[i].LastEvent)) {
+				stages[i].LastEvent = &at
+			}
+		}
 	}
 }
 
@@ -97,6 +168,9 @@ func sources(ctx context.Context, b *bus.Bus) ([]sourceState, error) {
 		st := sourceState{
 			Source: s.SourceID, Part: s.Part, URL: s.URL, TestOrg: s.TestOrg, State: s.State, Seen: s.HeartbeatAt, Events: s.Events,
 			Message: s.Message, LastErr: s.LastError, Warnings: s.Warnings, Alive: time.Since(s.HeartbeatAt) < heartbeatsMissed,
+		}
+		if s.LastEventAt != nil {
+			st.LastAt = *s.LastEventAt
 		}
 		if s.Through != nil {
 			st.Through = *s.Through
@@ -130,7 +204,14 @@ func (t *tool) printStatus(r statusReport) error {
 		if !s.Alive {
 			alive = "NO"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%s\n", s.Stage, alive, s.Members, s.Lag, s.DeadLetters, ago(s.LastEvent))
+		letters, last := fmt.Sprint(s.DeadLetters), time.Time{}
+		if s.AtMost {
+			letters = "at most " + letters
+		}
+		if s.LastEvent != nil {
+			last = *s.LastEvent
+		}
+		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t%s\n", s.Stage, alive, s.Members, s.Lag, letters, ago(last))
 	}
 	if len(r.Sources) > 0 {
 		fmt.Fprintln(w, "\nSOURCE\tPART\tSTATE\tEVENTS\tCOMPLETE TO\tHEARTBEAT\tORG")
