@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -51,6 +52,10 @@ func (u *up) startOrg(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error {
 		defer close(u.orgEnded)
 		if err := ended(ctx, u.org.Run(ctx)); err != nil {
+			if errors.Is(err, syscall.ENOSPC) {
+				what, _, _ := strings.Cut(err.Error(), "\n") // each of its files may say the same
+				return fmt.Errorf("the simulated org: %s: free some space on that disk, or set another data directory by OKTAWATCH_DATA_DIR", what)
+			}
 			return fmt.Errorf("the simulated org: %w", err)
 		}
 		return nil
