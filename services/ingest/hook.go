@@ -72,7 +72,9 @@ func (s *Service) openHooks(ctx context.Context) (*hooks, error) {
 		return h, nil
 	}
 	if s.public == nil {
-		s.log.Info("no event hook: ingest.hook.public_url is not set; events come by polling alone")
+		if s.deps.Hook == nil {
+			s.log.Info("no event hook: ingest.hook.public_url is not set; events come by polling alone")
+		}
 		return h, nil
 	}
 	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", s.cfg.Hook.Listen)
@@ -88,7 +90,9 @@ func (s *Service) openHooks(ctx context.Context) (*hooks, error) {
 		}
 		h.base = "http://" + addr + s.cfg.Hook.Path
 	}
-	s.log.Info("event hook endpoint", "listen", ln.Addr().String(), "public_url", h.base)
+	if s.deps.Hook == nil {
+		s.log.Info("event hook endpoint", "listen", ln.Addr().String(), "public_url", h.base)
+	}
 	return h, nil
 }
 

@@ -67,7 +67,7 @@ func (u *up) startOrg(ctx context.Context, g *errgroup.Group) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	u.cfg.Ingest.Sources = []ingest.SourceConfig{{ID: demoSource, Name: demoName, OrgURL: u.org.URL(), TokenFile: token}}
+	u.cfg.Ingest.Sources = []ingest.SourceConfig{{ID: demoSource, Name: demoName, Org: u.org.ID(), OrgURL: u.org.URL(), TokenFile: token}}
 	if u.cfg.Ingest.Hook.PublicURL == "" {
 		u.cfg.Ingest.Hook.PublicURL = "auto"
 		if u.cfg.Ingest.Hook.Listen == "" {

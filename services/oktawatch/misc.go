@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -84,7 +85,21 @@ func (t *tool) healthcheck() *cobra.Command {
 				return fmt.Errorf("healthcheck: %w", err)
 			}
 			defer resp.Body.Close()
-			if _, err := io.Copy(t.out, io.LimitReader(resp.Body, 64<<10)); err != nil {
+			answer, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+			if err != nil {
+				return fmt.Errorf("healthcheck: read the answer: %w", err)
+			}
+			if t.output == "json" {
+				err = t.json(struct {
+					Ready  bool     `json:"ready"`
+					Status int      `json:"status"`
+					URL    string   `json:"url"`
+					Answer []string `json:"answer"` // line by line
+				}{resp.StatusCode == http.StatusOK, resp.StatusCode, url, strings.Split(strings.TrimSpace(string(answer)), "\n")})
+			} else {
+				_, err = t.out.Write(answer)
+			}
+			if err != nil {
 				return err
 			}
 			if resp.StatusCode != http.StatusOK {

@@ -50,6 +50,7 @@ type Config struct {
 // Names of addresses in run.json.
 const (
 	runAdmin = "admin"
+	runHook  = "hook"
 	runSim   = "sim"
 )
 
@@ -74,6 +75,12 @@ with ordinary traffic and attack scenarios.`,
 					return fmt.Errorf("DEMO_FOR: %w", err)
 				}
 			}
+			switch {
+			case stopAfter < 0:
+				return fmt.Errorf("--for (DEMO_FOR) %v: want a time above zero", stopAfter)
+			case stopAfter > 0 && !demo:
+				return errors.New("--for ends a demo: it goes with --demo")
+			}
 			dir, usual, err := t.dir(cfg)
 			if err != nil {
 				return err
@@ -81,7 +88,7 @@ with ordinary traffic and attack scenarios.`,
 			if demo && usual {
 				dir = filepath.Join(dir, demoDir)
 			}
-			u := &up{tool: t, cfg: cfg, dir: dir, demo: demo, stopAfter: stopAfter, orgEnded: make(chan struct{})}
+			u := &up{tool: t, cfg: cfg, dir: dir, demo: demo, stopAfter: stopAfter, orgEnded: make(chan struct{}), hook: make(chan [2]string, 1)}
 			return u.run(cmd.Context())
 		},
 	}
@@ -105,11 +112,15 @@ type up struct {
 	org     *oktasim.Org // with --demo
 	started time.Time
 
-	orgEnded chan struct{} // closed when the org has ended
+	orgEnded chan struct{}  // closed when the org has ended
+	hook     chan [2]string // where the hook listens and its public address, once
 }
 
 func (u *up) run(ctx context.Context) (err error) {
 	u.started = time.Now()
+	if err := u.check(); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(u.dir, 0o700); err != nil {
 		return fmt.Errorf("make the data directory: %w", err)
 	}
@@ -168,13 +179,24 @@ func (u *up) run(ctx context.Context) (err error) {
 	if err := u.secrets(); err != nil {
 		return err
 	}
-	u.cfg.Ingest.FromEnv(os.Getenv)
 	if err := u.needSource(ctx); err != nil {
 		return err
 	}
 	err = u.pipeline(ctx)
 	stopOrg()
 	return errors.Join(err, org.Wait())
+}
+
+// check refuses what is wrong with the org before anything is made for it.
+func (u *up) check() error {
+	if u.demo {
+		return nil // its org is not there yet
+	}
+	u.cfg.Ingest.FromEnv(os.Getenv)
+	if _, err := os.Stat(u.dir); len(u.cfg.Ingest.Sources) == 0 && errors.Is(err, os.ErrNotExist) {
+		return errNoOrg // nor can there be one from before
+	}
+	return u.cfg.Ingest.Check(u.dir)
 }
 
 // pipeline runs the services until ctx ends, or as long as the demo is to last.
@@ -224,7 +246,14 @@ func (u *up) pipeline(ctx context.Context) error {
 		}
 		return nil
 	})
-	u.greet(ln)
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case at := <-u.hook:
+			return u.greet(ln, at[0], at[1])
+		}
+	})
 	g.Go(func() error {
 		if !u.demo {
 			<-ctx.Done()
@@ -255,6 +284,7 @@ func (u *up) services() (map[string]func(context.Context) error, *svc.Admin, err
 
 	in, err := ingest.New(u.cfg.Ingest, ingest.Deps{
 		Log: logger("ingest"), Bus: b, Metrics: u.set, Ready: admin.Ready, DataDir: u.dir, Unclean: u.broker.Unclean(), Recovered: u.broker.Recovered,
+		Hook: func(listen, public string) { u.hook <- [2]string{listen, public} },
 	})
 	if err != nil {
 		return nil, nil, err
@@ -391,7 +421,7 @@ func listenAdmin(ctx context.Context, c svc.AdminPort) (net.Listener, error) {
 }
 
 // greet says where to look.
-func (u *up) greet(admin net.Listener) {
+func (u *up) greet(admin net.Listener, hookListen, hookPublic string) error {
 	var b strings.Builder
 	say := func(what, where string) { fmt.Fprintf(&b, "  %-10s %s\n", what, where) }
 	fmt.Fprintf(&b, "oktawatch %s is up\n", svc.Version())
@@ -400,13 +430,27 @@ func (u *up) greet(admin net.Listener) {
 	if admin != nil {
 		say("admin", "http://"+admin.Addr().String()+"/readyz?verbose  /metrics")
 	}
-	if u.cfg.Ingest.Hook.PublicURL == "" {
+	switch {
+	case hookListen != "":
+		say("hook", hookPublic+" (listens on "+hookListen+")")
+		if err := u.broker.Announce(runHook, hookPublic); err != nil {
+			return err
+		}
+	case u.cfg.Ingest.Hook.PublicURL == "":
 		say("hook", "none, since ingest.hook.public_url is empty: events come by polling alone")
 	}
-	if u.org != nil {
-		say("okta", u.org.URL()+" (simulated, test org)")
+	for _, src := range u.cfg.Ingest.Sources {
+		where := src.OrgURL
+		switch {
+		case u.org != nil:
+			where += " (simulated, test org)"
+		case src.TestOrg():
+			where += " (test org)"
+		}
+		say("okta", where)
 	}
 	say("data", u.dir)
 	say("look", "oktawatch status; oktawatch topics tail okta.detections.v1")
 	fmt.Fprintln(u.errs, b.String())
+	return nil
 }
