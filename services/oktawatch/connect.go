@@ -35,6 +35,7 @@ func (t *tool) settings() (Config, error) {
 	var c struct {
 		Config Config `yaml:",inline"`
 	}
+	c.Config.Sim = simDefaults()
 	err := svc.Load(t.config, os.Environ(), t.sets, &c)
 	return c.Config, err
 }

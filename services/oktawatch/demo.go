@@ -30,7 +30,7 @@ const (
 
 // startOrg starts the simulated org and waits until it answers.
 func (u *up) startOrg(ctx context.Context, g *errgroup.Group) error {
-	c := simConfig(u.cfg.Sim)
+	c := u.cfg.Sim
 	if c.DataDir == "" {
 		c.DataDir = u.dir + "/okta"
 	}
@@ -97,7 +97,7 @@ func (u *up) watchDemo(ctx context.Context, asked <-chan struct{}) error {
 	}
 	if u.cfg.Sim.Scenarios == nil { // the first story begins at once: nobody wants to wait for the first alert
 		g.Go(func() error {
-			if _, err := u.org.Play(counting, firstStory, simConfig(u.cfg.Sim).ScenarioPace); err != nil {
+			if _, err := u.org.Play(counting, firstStory, u.cfg.Sim.ScenarioPace); err != nil {
 				u.log.Info("the first story broke off", "error", err) // why, the org says itself
 			}
 			return nil
