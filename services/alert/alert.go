@@ -40,7 +40,7 @@ type Receiver struct {
 	Name        string         `yaml:"name"`         // unique; kept in the state, so a renamed receiver is a new one
 	Sink        string         `yaml:"sink"`         // a kind of kinds.go: terminal, webhook
 	MinSeverity string         `yaml:"min_severity"` // empty: info; less severe alerts are not told
-	With        map[string]any `yaml:"with"`         // the sink's options
+	With        map[string]any `yaml:"with"`         // the sink's options: docs/sinks.md
 }
 
 const (
