@@ -60,7 +60,7 @@ func Zero(root string) ([]byte, error) {
 }
 
 // pages are the files that are written, below the top of the tree.
-var pages = map[string]func(root string) ([]byte, error){"docs/configuration.md": Page, "docs/sinks.md": Sinks, "services/oktawatch/zero.go": Zero}
+var pages = map[string]func(root string) ([]byte, error){"docs/configuration.md": Page, "docs/sinks.md": Sinks, "services/oktawatch/zero_gen.go": Zero}
 
 // Sinks renders the page of the sinks from the list of them and the receiver that a test plays.
 func Sinks(root string) ([]byte, error) {
