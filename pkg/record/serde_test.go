@@ -228,7 +228,8 @@ func TestPlain(t *testing.T) {
 	for name, tc := range map[string]struct {
 		value []byte
 		want  string
-	}{"null": {nil, `null`}, "text": {[]byte("a\"b"), `"a\"b"`}, "binary": {[]byte{0xff}, `"base64:/w=="`}, "json": {[]byte(`[1, 2]`), `[1,2]`},
+	}{
+		"null": {nil, `null`}, "text": {[]byte("a\"b"), `"a\"b"`}, "binary": {[]byte{0xff}, `"base64:/w=="`}, "json": {[]byte(`[1, 2]`), `[1,2]`},
 		"json that is no UTF-8":        {[]byte("[\"\xff\"]"), `"base64:WyL/Il0="`},
 		"json as deep as readers take": {deep(200), string(deep(200))}, "deeper": {deep(201), `"` + string(deep(201)) + `"`},
 		"brackets in text": {[]byte(`"` + strings.Repeat(`[\"`, 300) + `"`), `"` + strings.Repeat(`[\"`, 300) + `"`},
