@@ -79,20 +79,34 @@ func TestJudges(t *testing.T) {
 		types  string
 		reads  string
 	}{
-		"account-locked":                    {rule.JudgesBoth, "every", "actor client displayMessage eventType target"},
-		"admin-role-granted-to-user":        {rule.JudgesBoth, "user.account.privilege.grant", "actor debugContext eventType outcome target"},
-		"api-token-created":                 {rule.JudgesBoth, "system.api_token.create", "actor client eventType target"},
-		"fastpass-phishing-declined":        {rule.JudgesBoth, "user.authentication.auth_via_mfa", "actor client debugContext eventType outcome"},
-		"mfa-all-factors-reset":             {rule.JudgesBoth, "user.mfa.factor.reset_all", "actor eventType outcome target"},
-		"mfa-factor-disabled":               {rule.JudgesBoth, "user.mfa.factor.deactivate", "actor debugContext eventType outcome target"},
-		"password-reset":                    {rule.JudgesBoth, "user.account.reset_password", "actor eventType target"},
-		"rate-limit-violation":              {rule.JudgesBoth, "application.integration.rate_limit_exceeded core.concurrency.org.limit.violation system.client.concurrency_rate_limit.violation system.client.rate_limit.violation system.operation.rate_limit.violation system.org.rate_limit.violation system.client.concurrency_rate_limit.* system.client.rate_limit.* system.operation.rate_limit.* system.org.rate_limit.*", "client debugContext eventType target"},
-		"session-client-roaming-denied":     {rule.JudgesBoth, "security.session.detect_client_roaming", "actor authenticationContext client eventType"},
-		"user-login":                        {rule.JudgesBoth, "user.session.start", "actor eventType outcome"},
-		"user-reported-suspicious-activity": {rule.JudgesBoth, "user.account.report_suspicious_activity_by_enduser", "actor debugContext eventType"},
-		"user-suspended":                    {rule.JudgesBoth, "user.lifecycle.suspend", "actor eventType target"},
+		"account-locked":                               {rule.JudgesBoth, "every", "actor client displayMessage eventType target"},
+		"admin-role-granted-to-user":                   {rule.JudgesBoth, "user.account.privilege.grant", "actor debugContext eventType outcome target"},
+		"api-token-created":                            {rule.JudgesBoth, "system.api_token.create", "actor client eventType target"},
+		"api-token-or-ad-agent-change-from-new-source": {rule.JudgesBoth, "system.api_token.create system.agent.ad.create system.agent.ad.config_change_detected", "actor client eventType outcome target"},
+		"fastpass-phishing-declined":                   {rule.JudgesBoth, "user.authentication.auth_via_mfa", "actor client debugContext eventType outcome"},
+		"mfa-all-factors-reset":                        {rule.JudgesBoth, "user.mfa.factor.reset_all", "actor eventType outcome target"},
+		"mfa-factor-disabled":                          {rule.JudgesBoth, "user.mfa.factor.deactivate", "actor debugContext eventType outcome target"},
+		"mfa-removed-without-re-enrollment":            {rule.JudgesBoth, "user.mfa.factor.activate user.mfa.factor.deactivate user.mfa.factor.reset_all", "actor debugContext eventType outcome target"},
+		"password-reset":                               {rule.JudgesBoth, "user.account.reset_password", "actor eventType target"},
+		"password-spray-one-ip-burst":                  {rule.JudgesBoth, "user.session.start", "actor client eventType outcome"},
+		"push-bombing-then-success":                    {rule.JudgesBoth, "user.authentication.auth_via_mfa user.authentication.sso user.authentication.verify user.mfa.okta_verify.deny_push user.session.start", "actor client debugContext eventType outcome"},
+		"rate-limit-violation":                         {rule.JudgesBoth, "application.integration.rate_limit_exceeded core.concurrency.org.limit.violation system.client.concurrency_rate_limit.violation system.client.rate_limit.violation system.operation.rate_limit.violation system.org.rate_limit.violation system.client.concurrency_rate_limit.* system.client.rate_limit.* system.operation.rate_limit.* system.org.rate_limit.*", "client debugContext eventType target"},
+		"session-client-roaming-denied":                {rule.JudgesBoth, "security.session.detect_client_roaming", "actor authenticationContext client eventType"},
+		"user-login":                                   {rule.JudgesBoth, "user.session.start", "actor eventType outcome"},
+		"user-reported-suspicious-activity":            {rule.JudgesBoth, "user.account.report_suspicious_activity_by_enduser", "actor debugContext eventType"},
+		"user-suspended":                               {rule.JudgesBoth, "user.lifecycle.suspend", "actor eventType target"},
 	}
 	set := load(t)
+	kinds := map[rule.Kind]bool{}
+	for _, c := range set.Rules {
+		kinds[c.Detection.Kind] = true
+		if _, ok := want[c.ID]; !ok {
+			t.Errorf("%s is not in the table", c.ID)
+		}
+	}
+	if len(kinds) != len(rule.Kinds()) {
+		t.Errorf("the pack has the kinds %v: one of each", kinds)
+	}
 	for id, w := range want {
 		c, ok := set.Rule(id)
 		if !ok {

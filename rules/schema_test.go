@@ -5,6 +5,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
@@ -42,8 +43,23 @@ func TestSchemaTakesRules(t *testing.T) {
 		}
 		return nil
 	})
-	if err != nil || n < 12 {
+	if err != nil || n != len(load(t).Rules) {
 		t.Errorf("%d rules: %v", n, err)
+	}
+}
+
+// TestModeline follows the path by which an editor finds the schema from a rule of the pack.
+func TestModeline(t *testing.T) {
+	for _, c := range load(t).Rules {
+		first, _, _ := strings.Cut(string(c.Source()), "\n")
+		at, ok := strings.CutPrefix(first, "# yaml-language-server: $schema=")
+		if !ok {
+			t.Errorf("%s: the first line names no schema", c.File)
+			continue
+		}
+		if _, err := os.Stat(path.Join("..", path.Dir(c.File), at)); err != nil {
+			t.Errorf("%s: %v", c.File, err)
+		}
 	}
 }
 

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"cmp"
-	"maps"
 	"math"
 	"slices"
 	"sort"
@@ -289,6 +288,7 @@ type bucket struct {
 	start int64
 	nums  []float64
 	keys  []map[string]int64 // of count_by
+	past  *past              // of one that seeds may still come to
 }
 
 // pastBuckets works out what base and recent are, keeping the buckets that are whole.
@@ -307,8 +307,8 @@ func (p *pastBuckets) of(t int64) (recent, base []any) {
 	var in, before []bucket
 	for _, old := range p.g.buckets {
 		if i := floorDiv(old.start, b); i >= now-n-nb+1 && i <= now-n {
-			if mixed, ok := p.at(i, math.MaxInt64, true); ok && old.start <= p.g.events[len(p.g.events)-1].time {
-				before = append(before, merge(p.g.m.c.AggregateTypes, old, mixed))
+			if mixed, ok := p.at(i, math.MaxInt64, true); ok {
+				before = append(before, p.s.merge(p.g, old, mixed))
 				continue
 			}
 			before = append(before, old)
@@ -344,6 +344,7 @@ func (p *pastBuckets) of(t int64) (recent, base []any) {
 
 // at makes one bucket from held events; seeds count in the past only.
 func (p *pastBuckets) at(k, until int64, seeds bool) (bucket, bool) {
+	seeds = seeds && p.g.m.seedable(k)
 	id := k * 2
 	if seeds {
 		id++
@@ -367,7 +368,8 @@ func (p *pastBuckets) at(k, until int64, seeds bool) (bucket, bool) {
 	return one, len(one.nums) > 0
 }
 
-// bucketOf computes every aggregate over some events; without any the bucket has no numbers.
+// bucketOf computes every aggregate over some events, with or without seeds; without any the bucket has no numbers. One
+// that seeds may come to can be merged with another exactly.
 func (s *State) bucketOf(g *group, start int64, events []held, seeds bool) bucket {
 	types := g.m.c.AggregateTypes
 	out := bucket{start: start}
@@ -399,6 +401,9 @@ func (s *State) bucketOf(g *group, start int64, events []held, seeds bool) bucke
 		}
 	}
 	out.nums[len(types)] = float64(a.count)
+	if seeds {
+		out.mergeable(&a, events)
+	}
 	return out
 }
 
@@ -444,18 +449,26 @@ func summary(types []rule.AggregateType, buckets []bucket) []any {
 	return out
 }
 
-// merge adds what came later (seeds) to a closed bucket: counts exactly, distinct values as if all were new.
-func merge(types []rule.AggregateType, a, b bucket) bucket {
+// merge adds what came later to a closed bucket. Where one of the two was not made for it, distinct values count as if
+// all were new.
+func (s *State) merge(g *group, a, b bucket) bucket {
+	types := g.m.c.AggregateTypes
 	out := bucket{start: a.start, nums: slices.Clone(a.nums), keys: slices.Clone(a.keys)}
+	exact := a.past != nil && b.past != nil
+	if exact {
+		out.past = a.past.with(b.past)
+	}
 	for i := range out.nums {
 		switch {
+		case i < len(types) && types[i].How == rule.AggValue && exact: // below, from the others
 		case i < len(types) && types[i].Type == rule.CountsValue:
-			m := make(map[string]int64, len(a.keys[i])+len(b.keys[i]))
-			maps.Copy(m, a.keys[i])
-			for k, n := range b.keys[i] {
-				m[k] += n
-			}
-			out.keys[i] = m
+			out.keys[i] = sum(a.keys[i], b.keys[i])
+		case i < len(types) && types[i].How == rule.AggDistinct && exact:
+			out.keys[i] = sum(a.keys[i], b.keys[i])
+			out.nums[i] = float64(len(out.keys[i]))
+		case i < len(types) && exact && len(b.keys[i]) == 0 && (types[i].How == rule.AggMin || types[i].How == rule.AggMax):
+		case i < len(types) && exact && len(a.keys[i]) == 0 && (types[i].How == rule.AggMin || types[i].How == rule.AggMax):
+			out.nums[i], out.keys[i] = b.nums[i], b.keys[i]
 		case i < len(types) && types[i].How == rule.AggMin:
 			out.nums[i] = min(a.nums[i], b.nums[i])
 		case i < len(types) && types[i].How == rule.AggMax:
@@ -463,6 +476,9 @@ func merge(types []rule.AggregateType, a, b bucket) bucket {
 		default:
 			out.nums[i] += b.nums[i]
 		}
+	}
+	if exact {
+		s.recompute(g, &out)
 	}
 	return out
 }
@@ -477,11 +493,18 @@ func (s *State) foldBuckets(g *group, n int) {
 		for end < n && floorDiv(g.events[end].time, b) == k {
 			end++
 		}
-		one := s.bucketOf(g, k*b, g.events[i:end], true)
+		events := g.events[i:end]
 		i = end
-		at, found := slices.BinarySearchFunc(buckets, one.start, func(o bucket, t int64) int { return cmp.Compare(o.start, t) })
+		at, found := slices.BinarySearchFunc(buckets, k*b, func(o bucket, t int64) int { return cmp.Compare(o.start, t) })
+		if found && buckets[at].past != nil {
+			events = s.unknown(g, buckets[at].past, events)
+		}
+		one := s.bucketOf(g, k*b, events, g.m.seedable(k))
+		if len(one.nums) == 0 {
+			continue
+		}
 		if found {
-			one = merge(g.m.c.AggregateTypes, buckets[at], one)
+			one = s.merge(g, buckets[at], one)
 			buckets[at] = one
 		} else {
 			buckets = slices.Insert(buckets, at, one)

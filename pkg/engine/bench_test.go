@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/oktawatch/oktawatch/pkg/engine"
 	"github.com/oktawatch/oktawatch/pkg/record"
@@ -140,6 +141,33 @@ func BenchmarkUnbound(b *testing.B) {
 					b.Fatal(err)
 				}
 				m.Match(&v, engine.Place{})
+			}
+		})
+	}
+}
+
+// BenchmarkMeter judges the same events with a meter and without: what measuring a sample costs.
+func BenchmarkMeter(b *testing.B) {
+	began := time.Now()
+	for _, bc := range []struct {
+		name string
+		opts []engine.Option
+	}{
+		{"off", nil},
+		{"on", []engine.Option{engine.WithMeter(engine.Meter{
+			Every: 61, Now: func() time.Duration { return time.Since(began) }, Took: func(string, time.Duration) {},
+		})}},
+	} {
+		b.Run(bc.name, func(b *testing.B) {
+			m := engine.NewMatcher(twelve(b), bc.opts...)
+			p := payload(b, "user.authentication.auth_via_mfa")
+			var v record.SystemLogView
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := v.Reset(p); err != nil {
+					b.Fatal(err)
+				}
+				m.Match(&v, engine.Place{Topic: "t"})
 			}
 		})
 	}

@@ -57,7 +57,7 @@ func (g *group) keys() []string { return keyOf(g.m.c, g.id) }
 // The sorts of entries of a changelog.
 const (
 	entryLane   = 'W' // a lane's watermark
-	entryBegin  = 'L' // first record since a rule's memory began
+	entryBegin  = 'L' // first record since a rule's memory began, and the earliest seed
 	entryHeld   = 'E' // a held event
 	entrySent   = 'D' // a detection that was written
 	entryMeta   = 'G' // how far a group is decided and forgotten
@@ -118,6 +118,14 @@ func appendText(b []byte, s string) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
 }
 
+func appendBegin(b []byte, m *memory) []byte {
+	b = appendInt(b, m.begin)
+	if m.seeded != never {
+		b = appendInt(b, m.seeded)
+	}
+	return b
+}
+
 func appendMeta(b []byte, g *group) []byte {
 	b = appendInt(b, g.floor)
 	if g.truncated {
@@ -155,7 +163,11 @@ func appendSent(b []byte, d *sent) []byte {
 }
 
 func appendBucket(b []byte, k *bucket) []byte {
-	b = binary.AppendUvarint(append(b, 1), uint64(len(k.nums)))
+	version := byte(1)
+	if k.past != nil {
+		version = 2
+	}
+	b = binary.AppendUvarint(append(b, version), uint64(len(k.nums)))
 	for _, n := range k.nums {
 		b = binary.LittleEndian.AppendUint64(b, math.Float64bits(n))
 	}
@@ -163,6 +175,12 @@ func appendBucket(b []byte, k *bucket) []byte {
 		b = binary.AppendUvarint(b, uint64(len(m)))
 		for _, key := range sortedKeys(m) {
 			b = appendInt(appendText(b, key), m[key])
+		}
+	}
+	if k.past != nil {
+		b = binary.AppendUvarint(b, uint64(len(k.past.records)))
+		for _, n := range k.past.records {
+			b = binary.LittleEndian.AppendUint64(b, n)
 		}
 	}
 	return b
@@ -254,6 +272,9 @@ func (s *State) Restore(k string, value []byte) error {
 	m := s.memory(l, ruleID{p[2], p[3]}, false)
 	if entry == entryBegin {
 		m.begin = r.int()
+		if len(r.b) > 0 {
+			m.seeded = r.int()
+		}
 		return broken()
 	}
 	g := m.groups[p[4]]
@@ -302,7 +323,8 @@ func (s *State) Restore(k string, value []byte) error {
 		one := bucket{}
 		start := &reader{b: []byte(p[5])}
 		one.start = start.int()
-		if r.byte() != 1 {
+		version := r.byte()
+		if version != 1 && version != 2 {
 			r.bad = true
 		}
 		for range r.size() {
@@ -318,6 +340,12 @@ func (s *State) Restore(k string, value []byte) error {
 				counts[key] = r.int()
 			}
 			one.keys = append(one.keys, counts)
+		}
+		if version == 2 {
+			one.past = new(past)
+			for range r.size() {
+				one.past.records = append(one.past.records, r.fixed())
+			}
 		}
 		g.buckets = append(g.buckets, one)
 	}

@@ -174,7 +174,7 @@ func fit(d *record.Detection) {
 		}
 	}
 	if size(d) > maxDetection {
-		d.Context = map[string]string{"truncated": "true"}
+		d.Context, d.Values = map[string]string{"truncated": "true"}, nil
 		d.Truncated = true
 	}
 	if size(d) > maxDetection {
@@ -193,7 +193,7 @@ func size(d *record.Detection) int {
 			n += len(s) + 4
 		}
 	}
-	for _, m := range []map[string]string{d.Key, d.Labels, d.Context} {
+	for _, m := range []map[string]string{d.Key, d.Labels, d.Context, d.Values} {
 		for k, v := range m {
 			n += len(k) + len(v) + 8
 		}

@@ -49,6 +49,7 @@ type Matcher struct {
 	org      string // the last
 	ix       *index
 	buf      []byte
+	meter    meter
 }
 
 // NewMatcher makes a matcher for a set.

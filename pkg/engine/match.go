@@ -24,6 +24,7 @@ func (m *Matcher) Match(v *record.SystemLogView, at Place) []*record.Detection {
 	var out []*record.Detection
 	m.event.Reset(v)
 	for _, p := range candidates {
+		m.meter.next(p.ID)
 		if !p.Judges(derived.Partial) {
 			continue
 		}
@@ -41,6 +42,7 @@ func (m *Matcher) Match(v *record.SystemLogView, at Place) []*record.Detection {
 			out = append(out, d)
 		}
 	}
+	m.meter.stop()
 	return out
 }
 

@@ -327,6 +327,7 @@ func logOf(e *model.Event, copyNo int32, partial bool) *record.SystemLog {
 type delivery struct {
 	at      int64 // order of coming
 	e       *model.Event
+	seed    bool // a seed of an event that is live
 	copy    int32
 	partial bool
 }
@@ -359,15 +360,20 @@ func (d *dice) bits(what string) uint64 {
 	return d.r.Uint64()
 }
 
-// stream draws events and how they come: in any order within the lateness, twice, as two copies.
-func stream(d *dice, m *model.Rule) ([]*model.Event, []delivery) {
+// stream draws events and how they come: in any order within the lateness, twice, as two copies. Before them lie seeds,
+// which come first, whatever the clock, and some again at any time, as do seeds of live events. Live events begin at begin.
+func stream(d *dice, m *model.Rule) (events []*model.Event, come []delivery, begin int64) {
 	users, ips := []string{"u0", "u1", "u2", "unknown"}, []string{"i0", "i1", "-"}
 	gaps := []int64{0, 0, 1, second, 2 * second, 4 * second, 7 * second, 15 * second, 40 * second, 61 * second, 150 * second}
 	now := int64(1_767_600_000_000) + d.n(0, 100_000, "start")
 	count := d.n(1, 24, "events")
 	pace := d.n(0, 2, "pace")
-	var events []*model.Event
-	var come []delivery
+	takesSeeds := m.Kind == "first_seen" || m.Baseline > 0
+	history := int64(0)
+	if takesSeeds {
+		history = max(0, d.n(-8, 16, "history"))
+		count += history
+	}
 	for i := range count {
 		now += gaps[max(0, d.n(0, int64(len(gaps))-1, "gap")-2*pace)]
 		bits := d.bits("event")
@@ -379,22 +385,40 @@ func stream(d *dice, m *model.Rule) ([]*model.Event, []delivery) {
 		for range take(3) {
 			e.Targets = append(e.Targets, users[take(4)])
 		}
-		e.Seed = take(12) == 0 && (m.Kind == "first_seen" || m.Baseline > 0)
+		e.Seed = take(12) == 0 && takesSeeds
 		how := take(5)
 		events = append(events, e)
+		if i < history {
+			e.Seed = true
+			come = append(come, delivery{at: -int64(take(8)), e: e, copy: 1})
+			for range take(3) {
+				come = append(come, delivery{at: now + d.n(0, 200*second, "again"), e: e, copy: 1})
+			}
+			if i == history-1 && take(3) > 0 {
+				now += d.n(0, m.Lateness+30*second, "pause")
+			}
+			continue
+		}
+		if begin == 0 {
+			e.Seed = false
+			begin = e.Time
+		}
+		if takesSeeds && take(4) == 0 {
+			come = append(come, delivery{at: now + d.n(0, m.Lateness-1, "late"), e: e, seed: true, copy: 1})
+		}
 		first := now + d.n(0, m.Lateness-1, "late")
 		switch how {
 		case 0: // the hook's copy, then the poller's
 			second := now + d.n(0, m.Lateness-1, "late")
-			come = append(come, delivery{min(first, second), e, 1, true}, delivery{max(first, second), e, 2, false})
+			come = append(come, delivery{min(first, second), e, false, 1, true}, delivery{max(first, second), e, false, 2, false})
 		case 1: // twice the same
-			come = append(come, delivery{first, e, 1, false}, delivery{now + d.n(0, m.Lateness-1, "late"), e, 1, false})
+			come = append(come, delivery{at: first, e: e, copy: 1}, delivery{at: now + d.n(0, m.Lateness-1, "late"), e: e, copy: 1})
 		default:
-			come = append(come, delivery{first, e, 1, false})
+			come = append(come, delivery{at: first, e: e, copy: 1})
 		}
 	}
 	slices.SortStableFunc(come, func(a, b delivery) int { return cmp.Compare(a.at, b.at) })
-	return events, come
+	return events, come, begin
 }
 
 // brought is one partition of the state stage with its changelog.
@@ -454,14 +478,17 @@ func play(t *rapid.T, d *dice, p *pair, come []delivery, begin, end int64, sum m
 		}
 		s.st = st
 	}
-	watermark := int64(0)
+	watermark, started := int64(0), false
 	for i := 0; i < len(come); {
 		upTo := min(len(come), i+int(d.n(1, 6, "batch")))
 		batch := come[i:upTo]
 		bound := end
 		for _, c := range come[upTo:] {
-			bound = min(bound, c.e.Time+p.model.Lateness-1)
+			if c.e.Time >= begin || c.at <= 0 {
+				bound = min(bound, max(c.e.Time, begin)+p.model.Lateness-1)
+			}
 		}
+		started = started || bound >= begin || d.n(0, 3, "start") == 0
 		advance := d.n(0, 3, "advance")
 		if bound > watermark && advance > 0 {
 			watermark = max(watermark, bound-(advance-1)*3*second)
@@ -469,11 +496,23 @@ func play(t *rapid.T, d *dice, p *pair, come []delivery, begin, end int64, sum m
 		abort := d.n(0, 9, "abort") == 0
 		for range 1 + map[bool]int{true: 1}[abort] {
 			for _, s := range all {
-				s.st.Begin(org, "live", time.UnixMilli(begin))
+				if started {
+					s.st.Begin(org, "live", time.UnixMilli(begin))
+				}
 			}
 			for _, d := range batch {
 				var v record.SystemLogView
-				if err := v.Load(logOf(d.e, d.copy, d.partial)); err != nil {
+				log := logOf(d.e, d.copy, d.partial)
+				log.Derived.Seed = log.Derived.Seed || d.seed
+				if log.Derived.Seed {
+					sum["seeds"]++
+					if d.e.Seed { // that of a live event says nothing new
+						for _, s := range all {
+							s.st.Seeded(org, "live", time.UnixMilli(d.e.Time))
+						}
+					}
+				}
+				if err := v.Load(log); err != nil {
 					t.Fatal(err)
 				}
 				for _, mt := range m.Take(&v, engine.Place{Topic: "t", Offset: int64(i)}) {
@@ -498,6 +537,7 @@ func play(t *rapid.T, d *dice, p *pair, come []delivery, begin, end int64, sum m
 		i = upTo
 	}
 	for _, s := range all {
+		s.st.Begin(org, "live", time.UnixMilli(begin))
 		s.st.Advance(org, "live", time.UnixMilli(end))
 		flush(s, true)
 		restart(s)
@@ -512,8 +552,7 @@ func play(t *rapid.T, d *dice, p *pair, come []delivery, begin, end int64, sum m
 func check(t *rapid.T, rules []*pair, sum map[string]int) {
 	d := newDice(t)
 	p := rules[d.n(0, int64(len(rules))-1, "rule")]
-	events, come := stream(d, p.model)
-	begin := events[0].Time
+	events, come, begin := stream(d, p.model)
 	tail := []int64{0, 5 * second, 30 * second, 70 * second, 130 * second, 20 * 3600 * second}[d.n(0, 5, "tail")]
 	end := events[len(events)-1].Time + p.model.Lateness + tail
 	got := play(t, d, p, come, begin, end, sum)

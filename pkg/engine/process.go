@@ -83,7 +83,8 @@ func (m *memory) learned(t int64) bool {
 	if d == 0 || m.c.Detection.Kind == rule.KindAggregate && m.c.Detection.Baseline == 0 {
 		return true
 	}
-	return m.begin != never && t >= m.begin+d
+	began := m.began()
+	return began != never && t >= began+d
 }
 
 // process judges a group anew from what changed on, sends what follows and lets go of what is over.
@@ -423,6 +424,7 @@ func (s *State) write(g *group, c cand, id string) (d *record.Detection, digest,
 	d.Severity = 0
 	if c.carried != nil {
 		d.Severity, d.Title, d.Context = c.carried.Severity, c.carried.Title, c.carried.Context
+		d.Values = c.carried.Values
 		d.Published = c.carried.Published
 	}
 	if best >= 0 && int32(g.hits[best].severity) >= d.Severity { //nolint:gosec // 1 to 5
@@ -433,6 +435,7 @@ func (s *State) write(g *group, c cand, id string) (d *record.Detection, digest,
 		s.failed(err)
 		d.Context, err = m.c.HitContext(h)
 		s.failed(err)
+		d.Values = s.values(g, &g.hits[best], h)
 	}
 	s.evidence(g, c, d)
 	hash := &s.sum
@@ -455,9 +458,11 @@ func (s *State) write(g *group, c cand, id string) (d *record.Detection, digest,
 	for i := range d.Evidence {
 		hash.int(int64(d.Evidence[i].Copy))
 	}
-	for _, k := range sortedKeys(d.Context) {
-		hash.text(k)
-		hash.text(d.Context[k])
+	for _, m := range []map[string]string{d.Context, d.Values} {
+		for _, k := range sortedKeys(m) {
+			hash.text(k)
+			hash.text(m[k])
+		}
 	}
 	for _, b := range []bool{d.Backfill, d.Partial, d.Truncated} {
 		if b {

@@ -71,6 +71,7 @@ type State struct {
 	buf      []byte
 	last     map[string]int64
 	from     int64 // hits before it are as they were
+	meter    meter
 }
 
 // StateOption changes a State.
@@ -110,6 +111,7 @@ type memory struct {
 	c      *rule.Compiled // nil: no rule of this id and hash is known
 	clock  int64          // what lies at or before is decided
 	begin  int64          // first record of the org since this memory began; never until one came
+	seeded int64          // earliest seed of the org; never until one came
 	groups map[string]*group
 	part   *record.Detection
 }
@@ -264,7 +266,7 @@ func (s *State) memory(l *lane, id ruleID, must bool) *memory {
 			return nil
 		}
 		id = ruleID{strings.Clone(id.id), strings.Clone(id.hash)}
-		m = &memory{ruleID: id, lane: l, clock: ever, begin: never, groups: map[string]*group{}}
+		m = &memory{ruleID: id, lane: l, clock: ever, begin: never, seeded: never, groups: map[string]*group{}}
 		if c != nil {
 			m.use(c)
 			m.advance()
@@ -304,11 +306,16 @@ func (s *State) begin(m *memory, ms int64) {
 	was := m.begin
 	s.undo = append(s.undo, func() { m.begin = was })
 	m.begin = ms
-	s.change(keyOfBegin(m), appendInt(nil, ms))
+	s.change(keyOfBegin(m), appendBegin(nil, m))
+	s.again(m, ms)
+}
+
+// again has every group of a rule judged anew from a time on.
+func (s *State) again(m *memory, from int64) {
 	for _, id := range sortedGroups(m) {
 		g := m.groups[id]
 		s.touch(g)
-		g.dirty = min(g.dirty, ms)
+		g.dirty = min(g.dirty, from)
 		s.enqueue(g)
 	}
 }
@@ -360,6 +367,9 @@ func (s *State) Apply(mt *record.Match) error {
 		h.flags &^= rule.Judged
 	}
 	g := m.groups[mt.Group]
+	if h.bits&bitSeed != 0 && m.needless(g, &h) {
+		return nil
+	}
 	if g == nil {
 		if len(m.groups) >= maxGroups {
 			s.limited(m.c.ID, "more than 1,000,000 groups: new keys are not tracked until old ones expire")
@@ -391,7 +401,11 @@ func (s *State) insert(g *group, h held) {
 	switch {
 	case i < n && g.events[i].order(&h) == 0:
 		old := &g.events[i]
-		if h.copy < old.copy || h.copy == old.copy && (h.bits&bitPartial != 0 || old.bits&bitPartial == 0) {
+		if seed, was := h.bits&bitSeed, old.bits&bitSeed; seed != was { // a seed never takes the place of an event that is judged
+			if seed != 0 {
+				return
+			}
+		} else if h.copy < old.copy || h.copy == old.copy && (h.bits&bitPartial != 0 || old.bits&bitPartial == 0) {
 			return
 		}
 		h.after = old.after
@@ -408,7 +422,7 @@ func (s *State) insert(g *group, h held) {
 	}
 	s.change(keyOfHeld(g, &h), appendHeld(nil, &h))
 	at := h.time
-	if h.after != 0 {
+	if h.after != 0 && i == n { // else the numbers of the hits' events have changed
 		at = max(at, h.after+1)
 	}
 	g.dirty = min(g.dirty, at)
@@ -540,7 +554,7 @@ func (s *State) Forget(org, laneName string) {
 	for _, id := range ids {
 		m := l.rules[id]
 		s.orphan(m)
-		if m.begin != never {
+		if m.began() != never {
 			s.change(keyOfBegin(m), nil)
 		}
 	}
@@ -557,8 +571,10 @@ func (s *State) Flush() Output {
 		if g.gone {
 			continue
 		}
+		s.meter.next(g.m.id)
 		s.process(g)
 	}
+	s.meter.stop()
 	s.queue = emptied(s.queue)
 	s.closing = false
 	out := s.out
@@ -710,8 +726,8 @@ func (s *State) Snapshot() []Change {
 			out = append(out, Change{keyOfLane(l), appendInt(nil, l.watermark)})
 		}
 		for _, m := range l.rules {
-			if m.begin != never {
-				out = append(out, Change{keyOfBegin(m), appendInt(nil, m.begin)})
+			if m.began() != never {
+				out = append(out, Change{keyOfBegin(m), appendBegin(nil, m)})
 			}
 			for _, g := range m.groups {
 				for i := range g.events {

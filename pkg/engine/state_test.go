@@ -3,8 +3,11 @@ package engine_test
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"strconv"
 	"strings"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/oktawatch/oktawatch/pkg/engine"
@@ -163,5 +166,88 @@ func TestReload(t *testing.T) {
 	bring(t, next, st, failure("u2", 0))
 	if ds := st.Flush().Detections; len(ds) != 1 || ds[0].Title != "00uALICE was refused 3 times" {
 		t.Error(ds)
+	}
+}
+
+// TestValues reads in detections what their numbers were at the hit.
+func TestValues(t *testing.T) {
+	for name, tc := range map[string]struct {
+		detection string
+		events    []string // type, seconds, address
+		want      map[string]string
+	}{
+		"aggregate": {
+			"kind: aggregate\n  where: event.eventType == \"a\"\n  window: 5m\n  aggregates: {ips: {distinct: event.client.ipAddress}}\n  having: agg.count >= 2\n",
+			[]string{"a 0 192.0.2.1", "a 10 192.0.2.2", "b 15 192.0.2.3", "a 20 192.0.2.1"},
+			map[string]string{"hit": `"2026-01-05T10:00:20Z"`, "event": `"u3"`, "agg.count": "3", "agg.ips": "2"},
+		},
+		"baseline": {
+			"kind: aggregate\n  window: 1h\n  baseline: 3h\n  learning: 0s\n  having: base.count.n == 1\n",
+			[]string{"a 0 192.0.2.1", "a 1 192.0.2.1", "a 3600 192.0.2.1"},
+			map[string]string{"hit": `"2026-01-05T11:00:00Z"`, "event": `"u2"`, "agg.count": "1", "base.count": `{"max":2,"mean":2,"n":1,"stddev":0,"sum":2}`},
+		},
+		"sequence": {
+			"kind: sequence\n  window: 5m\n  steps:\n    - {id: one, where: 'event.eventType == \"a\"', count: 2}\n    - {id: none, not: true, where: 'event.eventType == \"c\"'}\n    - {id: two, where: 'event.eventType == \"b\"'}\n",
+			[]string{"a 0 192.0.2.1", "a 10 192.0.2.1", "b 20 192.0.2.1"},
+			map[string]string{"hit": `"2026-01-05T10:00:20Z"`, "event": `"u2"`, "steps.one": `"u1"`, "steps.two": `"u2"`},
+		},
+		"first_seen": {
+			"kind: first_seen\n  group_by: {user: event.actor.id, ip: event.client.ipAddress}\n  seen_before: [user]\n  memory: 1d\n  learning: 10s\n",
+			[]string{"a 0 192.0.2.1", "a 5 192.0.2.1", "a 20 192.0.2.2"},
+			map[string]string{"hit": `"2026-01-05T10:00:20Z"`, "event": `"u2"`, "learned": `"2026-01-05T10:00:10Z"`, "seen_before": `"2026-01-05T10:00:05Z"`},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			loader, err := rule.NewLoader()
+			if err != nil {
+				t.Fatal(err)
+			}
+			set, problems, err := loader.Load(rule.Source{Name: "rules", FS: fstest.MapFS{"p/x.yaml": {Data: []byte("id: x\ntitle: X\nseverity: low\ndetection:\n  " + tc.detection)}}})
+			if err != nil || len(problems) > 0 {
+				t.Fatal(problems, err)
+			}
+			m, st := engine.NewMatcher(set), engine.NewState(set)
+			var last *record.Detection
+			var views []*record.SystemLogView
+			for i, e := range tc.events {
+				f := strings.Fields(e)
+				seconds, _ := strconv.Atoi(f[1])
+				log := failure(fmt.Sprint("u", i), time.Duration(seconds)*time.Second)
+				log.EventType, log.Client = f[0], &record.Client{IPAddress: f[2]}
+				v := new(record.SystemLogView)
+				if err := v.Load(log); err != nil {
+					t.Fatal(err)
+				}
+				views = append(views, v)
+				st.Begin("00oORG", "live", log.Derived.Time)
+				for _, mt := range m.Take(v, engine.Place{}) {
+					if err := st.Apply(mt); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for _, d := range st.Flush().Detections {
+					last = d
+				}
+				st.Commit()
+			}
+			st.Advance("00oORG", "live", time.Date(2026, 1, 6, 12, 0, 0, 0, time.UTC))
+			for _, d := range st.Flush().Detections {
+				last = d
+			}
+			if last == nil || !maps.Equal(last.Values, tc.want) {
+				t.Fatalf("%+v", last)
+			}
+			if name != "aggregate" {
+				return
+			}
+			values, count := engine.Recount(set.Rules[0], set.NewEvent(), nil, views)
+			if count != 3 || values[0].Int != 2 {
+				t.Errorf("counted again: %d, %+v", count, values)
+			}
+			from, to := engine.Window(set.Rules[0], last.LastTime)
+			if to.Sub(from) != 5*time.Minute || !to.Equal(last.LastTime) {
+				t.Errorf("window (%s, %s]", from, to)
+			}
+		})
 	}
 }

@@ -22,7 +22,8 @@ func (m *Matcher) Take(v *record.SystemLogView, at Place) []*record.Match {
 	var out []*record.Match
 	m.event.Reset(v)
 	for _, c := range rules {
-		if !c.Judges(derived.Partial) || derived.Seed && !takesSeed(c) {
+		m.meter.next(c.ID)
+		if !c.Judges(derived.Partial) || derived.Seed && !TakesSeeds(c) {
 			continue
 		}
 		t, exception, err := c.Take(m.event)
@@ -68,19 +69,23 @@ func (m *Matcher) Take(v *record.SystemLogView, at Place) []*record.Match {
 			out = append(out, mt)
 		}
 	}
+	m.meter.stop()
 	return out
 }
 
 // Kinds of a Match.
 const (
-	MatchEvent = "event"
-	MatchClock = "clock"
+	MatchEvent  = "event"
+	MatchClock  = "clock"
+	MatchSeed   = "seed"   // of any seed, whatever rules take of it
+	MatchSeeded = "seeded" // how far back seeds go, for every partition
 )
 
 // MatchKey is the key under which a Match is written, so that all of a group meet.
 func MatchKey(m *record.Match) string { return m.Org + "/" + m.RuleID + "/" + m.Group }
 
-func takesSeed(c *rule.Compiled) bool {
+// TakesSeeds tells whether a rule takes in events of the past that are not judged: first_seen and baselines do.
+func TakesSeeds(c *rule.Compiled) bool {
 	return c.Detection.Kind == rule.KindFirstSeen || c.Detection.Baseline > 0
 }
 

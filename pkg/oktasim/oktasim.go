@@ -9,24 +9,20 @@ package oktasim
 
 import (
 	"context"
-	_ "embed"
-	"encoding/csv"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math"
 	"net"
 	"net/http"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-)
 
-//go:embed event-types.csv
-var eventTypesCSV string
+	"github.com/oktawatch/oktawatch/pkg/eventtype"
+)
 
 // Config is an org. The zero value is a quiet org in memory on a free loopback port.
 type Config struct {
@@ -161,9 +157,9 @@ func New(cfg Config) (*Org, error) {
 		_, ok := defaultLimits[name]
 		bad(ok, "limits: %q is no bucket: choose logs, users, user, devices or other", name)
 	}
-	eligible, err := readEligible(eventTypesCSV)
-	if err != nil {
-		errs = append(errs, err)
+	eligible := map[string]bool{}
+	for _, t := range eventtype.All() {
+		eligible[t.Name] = t.HookEligible
 	}
 	o := &Org{
 		cfg: cfg, now: cfg.Now, log: cfg.Log, eligible: eligible, store: newStore(cfg.DataDir, cfg.MaxEvents),
@@ -189,19 +185,6 @@ func (o *Org) newForge(start time.Time, before uint64) *forge {
 	f := newForge(o.cfg.Seed, start, before)
 	f.marks = o.hooks.marksOf
 	return f
-}
-
-// readEligible reads from Okta's catalogue which event types a hook may ask for.
-func readEligible(text string) (map[string]bool, error) {
-	rows, err := csv.NewReader(strings.NewReader(text)).ReadAll()
-	if err != nil {
-		return nil, fmt.Errorf("read event type catalogue: %w", err)
-	}
-	m := map[string]bool{}
-	for _, r := range rows[1:] {
-		m[r[0]] = r[3] == "public" && r[4] == "yes"
-	}
-	return m, nil
 }
 
 // Handler serves the org's HTTP, Okta's paths and the control API under /sim/. Without Run nothing moves by itself: no traffic, no

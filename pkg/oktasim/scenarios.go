@@ -239,6 +239,7 @@ func Scenarios() []Scenario {
 		{
 			Name: "helpdesk-takeover", Doc: "The help desk is talked into resetting an administrator; the caller makes himself at home.",
 			Rules: []string{"password-reset", "mfa-all-factors-reset", "user-login", "admin-role-granted-to-user", "api-token-created"},
+			Later: []string{"api-token-or-ad-agent-change-from-new-source"},
 			Steps: []Step{
 				{Text: "the help desk resets the administrator's password", event: passwordReset},
 				{Text: "and all factors, on the same call", After: 20 * s, event: factorsReset},
@@ -282,7 +283,7 @@ func Scenarios() []Scenario {
 		},
 		{
 			Name: "push-fatigue", Doc: "The password is known; pushes are sent until the user gives in.",
-			Rules: []string{"user-login"}, Later: []string{"push-denied", "push-fatigue"},
+			Rules: []string{"user-login"}, Later: []string{"push-denied", "push-denials-repeated", "push-bombing", "push-bombing-then-success"},
 			Steps: []Step{
 				{Text: "a push is sent", After: 5 * s, Times: 6, event: pushSent},
 				{Text: "the user denies", After: 3 * s, Times: 5, event: pushNo},

@@ -62,6 +62,7 @@ const DetectionSchema = `{
     {"name": "tags", "type": {"type": "array", "items": "string"}, "default": [], "doc": "Tags of the rule. Origin: the rule."},
     {"name": "labels", "type": {"type": "map", "values": "string"}, "default": {}, "doc": "Labels for routing. Origin: the rule and overlays."},
     {"name": "context", "type": {"type": "map", "values": "string"}, "default": {}, "doc": "Named values for people, each as JSON, at most 4 kB. Origin: the rule's alert.context."},
+    {"name": "values", "type": {"type": "map", "values": "string"}, "default": {}, "doc": "What the rule's numbers were at the hit that title and context are of, each as JSON: hit is its time, event the identity of its last event; aggregates have agg.<name> and, where the rule reads them, base.<name> and recent.<name>; sequences have steps.<id>, the identity of the step's event; first_seen has learned, the end of learning, and seen_before, the last sighting of the part that must be known. At most 4 kB a value and 16 kB together: what is longer is left out. Empty for match. Origin: detect."},
     {"name": "users", "type": {"type": "array", "items": "string"}, "default": [], "doc": "Logins of the users in the evidence: the actor if a User, and User targets; at most 1,000. Origin: the System Log records."},
     {"name": "addresses", "type": {"type": "array", "items": "string"}, "default": [], "doc": "Client addresses in the evidence; at most 1,000. Origin: the System Log records."},
     {"name": "sessions", "type": {"type": "array", "items": "string"}, "default": [], "doc": "Session ids in the evidence; at most 1,000. Origin: the System Log records."},
@@ -163,6 +164,12 @@ type Detection struct {
 	Labels map[string]string `avro:"labels" json:"labels"`
 	// Named values for people, each as JSON, at most 4 kB. Origin: the rule's alert.context.
 	Context map[string]string `avro:"context" json:"context"`
+	// What the rule's numbers were at the hit that title and context are of, each as JSON: hit is its time, event the
+	// identity of its last event; aggregates have agg.<name> and, where the rule reads them, base.<name> and
+	// recent.<name>; sequences have steps.<id>, the identity of the step's event; first_seen has learned, the end of
+	// learning, and seen_before, the last sighting of the part that must be known. At most 4 kB a value and 16 kB
+	// together: what is longer is left out. Empty for match. Origin: detect.
+	Values map[string]string `avro:"values" json:"values"`
 	// Logins of the users in the evidence: the actor if a User, and User targets; at most 1,000. Origin: the System Log
 	// records.
 	Users []string `avro:"users" json:"users"`
@@ -276,6 +283,7 @@ func (v *Detection) append(b []byte) []byte {
 	b = appendStrings(b, v.Tags)
 	b = appendMap(b, v.Labels)
 	b = appendMap(b, v.Context)
+	b = appendMap(b, v.Values)
 	b = appendStrings(b, v.Users)
 	b = appendStrings(b, v.Addresses)
 	b = appendStrings(b, v.Sessions)
@@ -336,6 +344,7 @@ func (v *Detection) decode(r *wire) {
 	v.Tags = r.strs(v.Tags)
 	v.Labels = r.strMap(v.Labels)
 	v.Context = r.strMap(v.Context)
+	v.Values = r.strMap(v.Values)
 	v.Users = r.strs(v.Users)
 	v.Addresses = r.strs(v.Addresses)
 	v.Sessions = r.strs(v.Sessions)

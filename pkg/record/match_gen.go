@@ -9,9 +9,9 @@ const MatchSchema = `{
   "type": "record",
   "name": "Match",
   "namespace": "io.github.oktawatch",
-  "doc": "What the state stage of detect works from: one event that a windowed rule's filter took, one evidence event of a detection for a rule that reads detections, or the clock of an org and lane. Internal.",
+  "doc": "What the state stage of detect works from: one event that a windowed rule's filter took, one evidence event of a detection for a rule that reads detections, the clock of an org and lane, or how far back its seeds go. Internal.",
   "fields": [
-    {"name": "kind", "type": "string", "doc": "event, detection or clock: which of the three this is. Origin: detect."},
+    {"name": "kind", "type": "string", "doc": "event, detection, clock, seed (the time of a seed, whatever rules take of it) or seeded (the earliest of some seeds, for every partition): which of them this is. Origin: detect."},
     {"name": "org", "type": "string", "doc": "Okta's org id. Origin: the System Log record."},
     {"name": "lane", "type": "string", "default": "live", "doc": "live, or the id of the backfill or replay run. Origin: the System Log record."},
     {"name": "rule_id", "type": "string", "default": "", "doc": "Rule that reads this; empty for a clock. Origin: detect."},
@@ -52,9 +52,11 @@ const MatchSchema = `{
 }`
 
 // Match: What the state stage of detect works from: one event that a windowed rule's filter took, one evidence event
-// of a detection for a rule that reads detections, or the clock of an org and lane. Internal.
+// of a detection for a rule that reads detections, the clock of an org and lane, or how far back its seeds go.
+// Internal.
 type Match struct {
-	// event, detection or clock: which of the three this is. Origin: detect.
+	// event, detection, clock, seed (the time of a seed, whatever rules take of it) or seeded (the earliest of some
+	// seeds, for every partition): which of them this is. Origin: detect.
 	Kind string `avro:"kind" json:"kind"`
 	// Okta's org id. Origin: the System Log record.
 	Org string `avro:"org" json:"org"`

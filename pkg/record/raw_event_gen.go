@@ -16,7 +16,7 @@ const RawEventSchema = `{
     {"name": "source", "type": "string", "doc": "How it came: hook, poller, sweep, backfill, replay or redrive. Origin: ingest."},
     {"name": "lane", "type": "string", "default": "live", "doc": "live, or the id of the backfill or replay run the event belongs to. Origin: ingest."},
     {"name": "partial", "type": "boolean", "default": false, "doc": "True for a hook copy of a source that is also polled: Okta leaves whole sections null in it and a complete copy follows. Origin: ingest."},
-    {"name": "seed", "type": "boolean", "default": false, "doc": "True for an event of a backfill that seeds state: first_seen and baselines take it in, nothing is judged by it. Origin: ingest."},
+    {"name": "seed", "type": "boolean", "default": false, "doc": "True for an event of a backfill that seeds state: first_seen and baselines take it in, nothing is judged by it. Origin: ingest, the seed command."},
     {"name": "oversize", "type": "boolean", "default": false, "doc": "True when the event was larger than 2 MiB and json was left out; size, sha256 and uuid still stand. Origin: ingest."},
     {"name": "received_at", "type": {"type": "long", "logicalType": "timestamp-millis"}, "doc": "When ingest had the event in memory, UTC, milliseconds. Origin: ingest's clock."},
     {"name": "delivery_id", "type": "string", "default": "", "doc": "Event hook: the delivery's eventId, one for all events of a request body. Empty for the other ways. Origin: the hook's envelope."},
@@ -42,7 +42,7 @@ type RawEvent struct {
 	// follows. Origin: ingest.
 	Partial bool `avro:"partial" json:"partial"`
 	// True for an event of a backfill that seeds state: first_seen and baselines take it in, nothing is judged by it.
-	// Origin: ingest.
+	// Origin: ingest, the seed command.
 	Seed bool `avro:"seed" json:"seed"`
 	// True when the event was larger than 2 MiB and json was left out; size, sha256 and uuid still stand. Origin:
 	// ingest.

@@ -13,6 +13,7 @@ func Schemas() []SchemaText {
 		{"device_profile", DeviceProfileSchema},
 		{"match", MatchSchema},
 		{"raw_event", RawEventSchema},
+		{"rule_status", RuleStatusSchema},
 		{"silence", SilenceSchema},
 		{"source", SourceSchema},
 		{"source_command", SourceCommandSchema},
@@ -42,6 +43,8 @@ func New(name string) Record {
 		return new(Match)
 	case "raw_event":
 		return new(RawEvent)
+	case "rule_status":
+		return new(RuleStatus)
 	case "silence":
 		return new(Silence)
 	case "source":

@@ -138,7 +138,7 @@ func functions(re *patterns) []Function {
 		{
 			Signature: "event.raw(string path) -> string", name: "raw",
 			Doc:      "Text at that path of the record's JSON, \"\" if none: for fields Okta adds later.",
-			Examples: []Example{{`event.raw("target.0.id")`, `"00uBOB"`}, {`event.raw("no.such.field")`, `""`}},
+			Examples: []Example{{`event.raw("addedLater.n")`, `"1.50"`}, {`event.raw("no.such.field")`, `""`}},
 			opt: member("raw", "event_raw", []*cel.Type{ev, str}, str, binary(func(a, b ref.Val) ref.Val {
 				e, ok := eventVal(a)
 				if !ok {
@@ -332,7 +332,8 @@ func functions(re *patterns) []Function {
 		},
 		{
 			Signature: "zscore(x, Baseline, double least) -> double", name: "zscore",
-			Doc: "(x - mean) / max(stddev, least); 0.0 when n is 0 or the divisor is 0. x is int or double.",
+			Doc:      "(x - mean) / max(stddev, least); 0.0 when n is 0 or the divisor is 0. x is int or double.",
+			Examples: []Example{{`zscore(recent.count.max, base.count, 0.25)`, `5.5`}, {`zscore(agg.count, base.count, 2.0) > 1.0`, `true`}},
 			opt: cel.Function("zscore",
 				cel.Overload("zscore_int", []*cel.Type{num, cel.ObjectType(typeBaseline), dbl}, dbl, cel.FunctionBinding(zscore)),
 				cel.Overload("zscore_double", []*cel.Type{dbl, cel.ObjectType(typeBaseline), dbl}, dbl, cel.FunctionBinding(zscore))),
@@ -341,7 +342,7 @@ func functions(re *patterns) []Function {
 		{
 			Signature: "distanceKm(Event, Event) -> double", name: "distanceKm",
 			Doc:      "Great circle between the clients' locations, radius 6,371 km; 0.0 when a location is missing.",
-			Examples: []Example{{`distanceKm(event, event)`, `0.0`}},
+			Examples: []Example{{`int(distanceKm(steps.first, event))`, `5914`}, {`distanceKm(event, event)`, `0.0`}},
 			reads:    location,
 			opt: cel.Function("distanceKm", cel.Overload("distance_km", []*cel.Type{ev, ev}, dbl, binary(func(a, b ref.Val) ref.Val {
 				km, _ := distance(a, b)
@@ -351,7 +352,7 @@ func functions(re *patterns) []Function {
 		{
 			Signature: "speedKmh(Event, Event) -> double", name: "speedKmh",
 			Doc:      "Distance over the time between the two, at least one second; 0.0 when a location is missing.",
-			Examples: []Example{{`speedKmh(event, event)`, `0.0`}},
+			Examples: []Example{{`speedKmh(steps.first, event) > 900.0`, `true`}, {`speedKmh(event, event)`, `0.0`}},
 			reads:    append([]readField{{typeEvent, "published"}}, location...),
 			opt:      cel.Function("speedKmh", cel.Overload("speed_kmh", []*cel.Type{ev, ev}, dbl, binary(speed))),
 		},

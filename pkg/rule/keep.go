@@ -30,8 +30,9 @@ var setFields = []readField{
 
 // keepPlan says which fields of a record are kept of an event that a rule holds.
 type keepPlan struct {
-	fields map[reflect.Type][]int // of each struct, those that go
-	names  []string
+	fields   map[reflect.Type][]keptField // of each struct
+	sections []keptSection                // of the record itself
+	names    []string
 }
 
 // goTypes are the record's names of types that the language calls otherwise.
@@ -39,7 +40,7 @@ var goTypes = map[string]string{typeEvent: "SystemLog", typeUser: "EnrichedUser"
 
 func newKeepPlan(rd *reads) *keepPlan {
 	keep := map[readField]bool{}
-	p := &keepPlan{fields: map[reflect.Type][]int{}}
+	p := &keepPlan{fields: map[reflect.Type][]keptField{}}
 	for rf := range rd.fields {
 		if rf.typ == typeBaseline || rf.typ == typeKeyBaseline || rf.typ == typeDetection {
 			continue
@@ -73,68 +74,158 @@ func newKeepPlan(rd *reads) *keepPlan {
 	}
 	slices.Sort(p.names)
 	p.visit(reflect.TypeFor[record.SystemLog](), keep)
+	p.sections = p.sectionsOf()
 	return p
 }
 
+// keptField is a field of a struct that goes along; of a whole one everything does.
+type keptField struct {
+	at    int
+	whole bool
+}
+
 func (p *keepPlan) visit(t reflect.Type, keep map[readField]bool) {
-	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
-		t = t.Elem()
-	}
-	if t.Kind() != reflect.Struct || t == reflect.TypeFor[time.Time]() || p.fields[t] != nil {
+	if t = structOf(t); t == nil || p.fields[t] != nil {
 		return
 	}
-	p.fields[t] = []int{}
+	p.fields[t] = []keptField{}
 	for i := range t.NumField() {
 		name, _, _ := strings.Cut(t.Field(i).Tag.Get("avro"), ",")
 		if !keep[readField{t.Name(), name}] {
-			p.fields[t] = append(p.fields[t], i)
 			continue
 		}
+		p.fields[t] = append(p.fields[t], keptField{i, structOf(t.Field(i).Type) == nil})
 		p.visit(t.Field(i).Type, keep)
 	}
 }
 
+// structOf is the struct that a field is, points to or lists; nil for anything else.
+func structOf(t reflect.Type) reflect.Type {
+	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
+		t = t.Elem()
+	}
+	if t.Kind() != reflect.Struct || t == reflect.TypeFor[time.Time]() {
+		return nil
+	}
+	return t
+}
+
 func (p *keepPlan) text() []string { return p.names }
 
-// prune clears what is not kept.
-func (p *keepPlan) prune(v reflect.Value) {
-	switch v.Kind() {
-	case reflect.Pointer:
-		if !v.IsNil() {
-			p.prune(v.Elem())
-		}
-	case reflect.Slice:
-		if k := v.Type().Elem().Kind(); k == reflect.Struct || k == reflect.Pointer {
-			for i := range v.Len() {
-				p.prune(v.Index(i))
+// put copies into an empty struct what is kept of another.
+func (p *keepPlan) put(into, from reflect.Value) {
+	for _, f := range p.fields[from.Type()] {
+		src, dst := from.Field(f.at), into.Field(f.at)
+		switch {
+		case f.whole:
+			dst.Set(src)
+		case src.Kind() == reflect.Struct:
+			p.put(dst, src)
+		case src.Kind() == reflect.Pointer:
+			if !src.IsNil() {
+				dst.Set(reflect.New(src.Type().Elem()))
+				p.put(dst.Elem(), src.Elem())
 			}
-		}
-	case reflect.Struct:
-		go2, ok := p.fields[v.Type()]
-		if !ok {
-			return
-		}
-		next := 0
-		for i := range v.NumField() {
-			if next < len(go2) && go2[next] == i {
-				next++
-				v.Field(i).SetZero()
+		case src.Kind() == reflect.Slice:
+			if src.IsNil() {
 				continue
 			}
-			p.prune(v.Field(i))
+			dst.Set(reflect.MakeSlice(src.Type(), src.Len(), src.Len()))
+			for i := range src.Len() {
+				if src.Type().Elem().Kind() == reflect.Struct {
+					p.put(dst.Index(i), src.Index(i))
+				} else if e := src.Index(i); !e.IsNil() {
+					dst.Index(i).Set(reflect.New(e.Type().Elem()))
+					p.put(dst.Index(i).Elem(), e.Elem())
+				}
+			}
 		}
 	}
 }
 
 // Kept is the event with only the fields that the rule reads after its filter and those that the sets of a detection
-// are made of, as a payload of the System Log record.
+// are made of, as a payload of the System Log record. Sections of which nothing is kept are not decoded.
 func (c *Compiled) Kept(v *record.SystemLogView) ([]byte, error) {
-	log, err := v.Full()
-	if err != nil {
+	log := &record.SystemLog{}
+	into := reflect.ValueOf(log).Elem()
+	for _, top := range c.plan.sections {
+		top.put(c.plan, into.Field(top.at), v)
+	}
+	if err := v.Err(); err != nil {
 		return nil, err
 	}
-	c.plan.prune(reflect.ValueOf(log))
 	return log.AppendAvro(nil)
+}
+
+// keptSection is a top-level field that goes along, and how it is read.
+type keptSection struct {
+	at  int
+	put func(p *keepPlan, into reflect.Value, v *record.SystemLogView)
+}
+
+// sectionsOf reads top-level fields by the view, which has each decoded once for all rules.
+func (p *keepPlan) sectionsOf() []keptSection {
+	getters := map[string]record.Field{}
+	for _, t := range record.SystemLogTypes() {
+		if t.Name == "SystemLog" {
+			for _, f := range t.Fields {
+				getters[f.Name] = f
+			}
+		}
+	}
+	t := reflect.TypeFor[record.SystemLog]()
+	var out []keptSection
+	for _, f := range p.fields[t] {
+		name, _, _ := strings.Cut(t.Field(f.at).Tag.Get("avro"), ",")
+		if put := sectionPut(getters[name]); put != nil {
+			out = append(out, keptSection{f.at, put})
+		}
+	}
+	return out
+}
+
+func sectionPut(f record.Field) func(p *keepPlan, into reflect.Value, v *record.SystemLogView) {
+	switch f.Kind {
+	case record.KindString:
+		return func(_ *keepPlan, into reflect.Value, v *record.SystemLogView) {
+			s, _ := f.Str(v)
+			into.SetString(s)
+		}
+	case record.KindTime:
+		return func(_ *keepPlan, into reflect.Value, v *record.SystemLogView) {
+			if t, ok := f.Time(v); ok {
+				into.Set(reflect.ValueOf(&t))
+			}
+		}
+	case record.KindBytes:
+		return func(_ *keepPlan, into reflect.Value, v *record.SystemLogView) { into.SetBytes(v.JSON()) }
+	case record.KindObject:
+		return func(p *keepPlan, into reflect.Value, v *record.SystemLogView) {
+			o, ok := f.Obj(v)
+			if !ok {
+				return
+			}
+			from := reflect.ValueOf(o).Elem()
+			if into.Kind() == reflect.Pointer {
+				into.Set(reflect.New(from.Type()))
+				into = into.Elem()
+			}
+			p.put(into, from)
+		}
+	case record.KindObjects:
+		return func(p *keepPlan, into reflect.Value, v *record.SystemLogView) {
+			n := f.Len(v)
+			if n == 0 {
+				return
+			}
+			into.Set(reflect.MakeSlice(into.Type(), n, n))
+			for i := range n {
+				p.put(into.Index(i), reflect.ValueOf(f.At(v, i)).Elem())
+			}
+		}
+	case record.KindInt, record.KindDouble, record.KindBool, record.KindStrings, record.KindMap: // none at the top
+	}
+	return nil
 }
 
 // Keeps lists the fields kept, as Type.field; raw is the whole JSON.

@@ -181,7 +181,7 @@ func (l *language) hint(msg string, env *cel.Env) string {
 			}
 		}
 		slices.Sort(all)
-		if s := nearest(m[1], slices.Compact(all)); s != "" {
+		if s := Nearest(m[1], slices.Compact(all)); s != "" {
 			return fmt.Sprintf("there is no field %s here: did you mean %s?", m[1], s)
 		}
 		return fmt.Sprintf("there is no field %s here: see docs/fields.md; a field Okta added later is read by event.raw(\"path\")", m[1])
@@ -197,7 +197,7 @@ func (l *language) hint(msg string, env *cel.Env) string {
 		if slices.Contains([]string{"vars", "params", "lists", "lib", "key", "agg", "steps", "base", "recent"}, m[1]) {
 			return fmt.Sprintf("%s has no such name: declare it, or see whether it is misspelt", m[1])
 		}
-		if s := nearest(m[1], known); s != "" && s != m[1] {
+		if s := Nearest(m[1], known); s != "" && s != m[1] {
 			return fmt.Sprintf("%s is unknown: did you mean %s?", m[1], s)
 		}
 		return fmt.Sprintf("%s is unknown: a record is read as event, others as vars.x, params.x, lists.x or lib.x; texts go in quotes", m[1])
@@ -205,7 +205,8 @@ func (l *language) hint(msg string, env *cel.Env) string {
 	return msg
 }
 
-func nearest(word string, known []string) string {
+// Nearest is the known word that a misspelt one most likely meant; empty: none is near.
+func Nearest(word string, known []string) string {
 	best, bestD := "", 4
 	for _, k := range known {
 		if d := editDistance(strings.ToLower(word), strings.ToLower(k), bestD); d < bestD && d <= len(word)/2 {

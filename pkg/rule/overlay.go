@@ -118,7 +118,7 @@ func (o *overlay) check(rules []*Rule) {
 			for _, r := range rules {
 				known = append(known, r.ID)
 			}
-			hint := nearest(t.text, known)
+			hint := Nearest(t.text, known)
 			if hint != "" {
 				hint = ": did you mean " + hint + "?"
 			} else {

@@ -66,6 +66,48 @@ func TestEventTypes(t *testing.T) {
 	}
 }
 
+// TestEventTypesOfKinds derives the event types of rules with memory: of all their filters, and of those that only
+// remember or must not happen too.
+func TestEventTypesOfKinds(t *testing.T) {
+	for name, tc := range map[string]struct{ detection, want string }{
+		"aggregate": {
+			"kind: aggregate\n  where: vars.start || event.eventType.glob(\"app.*\")\n  window: 5m\n  aggregates: {b: {count: event.eventType == \"b\"}}\n  having: agg.b > 1", "user.session.start app.*",
+		},
+		"aggregate, where in params": {"kind: aggregate\n  where: event.eventType in params.types && event.eventType.startsWith(params.start)\n  window: 5m\n  having: agg.count > 1", "p1 p2"},
+		"aggregate without where":    {"kind: aggregate\n  window: 5m\n  aggregates: {b: {count: event.eventType == \"b\"}}\n  having: agg.b > 1", "every"},
+		"sequence": {
+			"kind: sequence\n  window: 5m\n  steps:\n    - {id: one, where: event.eventType == \"a\"}\n    - {id: two, where: 'lib.start && event.actor.id == steps.one.actor.id'}\n    - {id: three, not: true, where: event.eventType.startsWith(\"c.\")}", "a lib.start c.*",
+		},
+		"sequence with where": {
+			"kind: sequence\n  where: event.eventType in [\"a\", \"b\"]\n  window: 5m\n  steps:\n    - {id: one, where: event.outcome.result == \"DENY\"}\n    - {id: two, where: event.outcome.result == \"ALLOW\"}", "a b",
+		},
+		"sequence with a step of any type": {
+			"kind: sequence\n  window: 5m\n  steps:\n    - {id: one, where: event.eventType == \"a\"}\n    - {id: two, where: event.outcome.result == \"ALLOW\"}", "every",
+		},
+		"first_seen": {
+			"kind: first_seen\n  where: event.eventType == \"a\"\n  memory: 1d", "a",
+		},
+		"first_seen that learns": {
+			"kind: first_seen\n  where: event.eventType == \"a\"\n  learn_from: event.eventType in [\"a\", \"b\"] || event.eventType.glob(\"c.?\")\n  memory: 1d", "a b c.?",
+		},
+		"first_seen that learns from every event": {
+			"kind: first_seen\n  where: event.eventType == \"a\"\n  learn_from: event.actor.id != \"\"\n  memory: 1d", "every",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := one(t, "params: {types: [p1, p2, q], start: p}\nvars: {start: 'event.eventType == \"user.session.start\"'}\ndetection:\n  "+tc.detection+"\n",
+				"lib/l.yaml", "lib: {start: 'event.eventType == \"lib.start\"'}\n")
+			got := "every"
+			if c.Bound() {
+				got = strings.Join(append(c.Types.Exact, c.Types.Globs...), " ")
+			}
+			if got != tc.want {
+				t.Errorf("got %s, want %s", got, tc.want)
+			}
+		})
+	}
+}
+
 func TestCopies(t *testing.T) {
 	for expr, want := range map[string]Copies{
 		`event.actor.id == "x"`:                                   JudgesBoth,

@@ -11,6 +11,8 @@ import (
 	"github.com/oktawatch/oktawatch/pkg/record"
 )
 
+//go:generate go run ../internal/celdoc
+
 // Mode says what becomes of a rule's detections.
 type Mode string
 

@@ -69,6 +69,7 @@ type stateful struct {
 	learnCond *condition
 	plan      *keepPlan
 	keepText  []string
+	shown     []string // names that HitValues tells
 }
 
 // nameKind is what a name that only hits have stands for.
@@ -339,6 +340,7 @@ func (c *Compiled) finishState(l *language, named func(string) *program) {
 	for _, x := range c.context {
 		rd.result(x.prg)
 	}
+	c.findShown()
 	c.plan = newKeepPlan(rd)
 	c.keepText = c.plan.text()
 }
@@ -730,7 +732,7 @@ func (h *Hit) value(c *Compiled, n hitName) (ref.Val, bool) {
 		if n.kind == nameBase {
 			all = h.Base
 		}
-		if n.i >= len(all) {
+		if n.i >= len(all) || all[n.i] == nil {
 			return nil, false
 		}
 		heap := &h.Event.heap

@@ -17,6 +17,7 @@ type Traced struct {
 	Depth int    // of a part: how deep it lies in the expression
 	Text  string // CEL
 	Value string // JSON, at most 300 bytes; "" where it was not looked at
+	Note  string // of a whole expression: why its value is none, or not the one that was
 }
 
 const (
@@ -64,6 +65,8 @@ func (c *Compiled) Trace(ev *Event) []Traced {
 type tracer struct {
 	c    *Compiled
 	ev   *Event
+	hit  *Hit // of expressions over hits
+	at   AtHand
 	done map[string]bool // names told
 	out  []Traced
 }
@@ -75,6 +78,11 @@ func (t *tracer) put(s Traced) {
 }
 
 func (t *tracer) program(what string, p *program) {
+	note, judged := t.note(p)
+	if !judged {
+		t.put(Traced{What: what, Text: p.text, Note: note})
+		return
+	}
 	env, err := p.env.Extend(cel.EnableMacroCallTracking())
 	if err != nil {
 		return
@@ -89,8 +97,10 @@ func (t *tracer) program(what string, p *program) {
 	}
 	t.ev.prepare()
 	t.ev.act.use(t.c)
+	t.ev.act.hit = t.hit
 	v, details, err := prg.Eval(&t.ev.act)
-	whole := Traced{What: what, Text: p.text}
+	t.ev.act.hit = nil
+	whole := Traced{What: what, Text: p.text, Note: note}
 	switch {
 	case err != nil:
 		whole.Value = "error: " + clipTraced(err.Error())
@@ -150,7 +160,7 @@ func (x parts) walk(e celast.Expr, depth int) {
 	}
 	if _, macro := x.ast.SourceInfo().GetMacroCall(e.ID()); macro {
 		if e.Kind() == celast.ComprehensionKind {
-			if r := e.AsComprehension().IterRange(); r.Kind() != celast.ListKind {
+			if r := e.AsComprehension().IterRange(); r.Kind() != celast.ListKind && (r.Kind() != celast.IdentKind || !isRecord(r.AsIdent())) {
 				tell(r)
 			}
 		}
@@ -174,7 +184,7 @@ func (x parts) walk(e celast.Expr, depth int) {
 			x.walk(c, depth)
 			continue
 		}
-		if c.Kind() == celast.LiteralKind || c.Kind() == celast.IdentKind && c.AsIdent() == "event" {
+		if c.Kind() == celast.LiteralKind || c.Kind() == celast.IdentKind && isRecord(c.AsIdent()) {
 			continue
 		}
 		if c.Kind() == celast.ListKind && !slices.ContainsFunc(c.AsList().Elements(), func(el celast.Expr) bool { return el.Kind() != celast.LiteralKind }) {

@@ -277,8 +277,8 @@ func ACLs(prefix string) []ACL {
 				out = append(out, ACL{Principal: who, Resource: "group", Name: g.Name(prefix), Operations: []string{"Describe"}})
 			}
 		}
-		if who == Ingest {
-			out = append(out, ACL{Principal: who, Resource: "transactional-id", Name: prefix + pollTransactionalPrefix, Prefixed: true, Operations: []string{"Describe", "Write"}})
+		if ids := map[string]string{Ingest: pollTransactionalPrefix, CLI: seedTransactionalPrefix}[who]; ids != "" {
+			out = append(out, ACL{Principal: who, Resource: "transactional-id", Name: prefix + ids, Prefixed: true, Operations: []string{"Describe", "Write"}})
 		}
 	}
 	return out

@@ -73,7 +73,7 @@ var (
 	Raw = Topic{
 		Name: "okta.raw.v1", Doc: "Events as Okta sent them, byte for byte.", Key: "<org>/<uuid>", Record: "raw_event",
 		Partitioner: ByKey, Meets: "raw", Cleanup: Delete, Retention: 7 * day, MaxBytes: 3 * oneMiB,
-		Writers: []string{Ingest}, Readers: []string{Normalize},
+		Writers: []string{Ingest, CLI}, Readers: []string{Normalize}, // the tool writes seeds
 	}
 	SystemLog = Topic{
 		Name: "okta.systemlog.v1", Doc: "Normalized System Log events.", Key: "<org>/<actor id>", Record: "system_log",
@@ -81,7 +81,7 @@ var (
 		Writers: []string{Normalize}, Readers: []string{Detect, Console},
 	}
 	Matches = Topic{
-		Name: "oktawatch.matches.v1", Doc: "Events that windowed rules took, and the clock of each org.", Key: "<org>/<rule>/<group key>", Record: "match",
+		Name: "oktawatch.matches.v1", Doc: "Events that windowed rules took, the clock of each org, and how far back its seeds go.", Key: "<org>/<rule>/<group key>", Record: "match",
 		Partitioner: ByKey, Meets: "matches", Cleanup: Delete, Retention: 7 * day, MaxBytes: 3 * oneMiB,
 		Writers: []string{Detect}, Readers: []string{Detect},
 	}
@@ -130,6 +130,11 @@ var (
 		Partitioner: ByKey, Cleanup: Compact, MaxBytes: oneMiB,
 		Writers: []string{Ingest}, Readers: []string{AlertSvc, Detect, Console, CLI},
 	}
+	RuleStatus = Topic{
+		Name: "oktawatch.rule-status.v1", Doc: "Heartbeats of detect instances, and what their rules met.", Key: "<instance id>/<part>", Record: "rule_status",
+		Partitioner: ByKey, Cleanup: Compact, MaxBytes: oneMiB,
+		Writers: []string{Detect}, Readers: []string{Detect, Console, CLI},
+	}
 	UserProfiles = Topic{
 		Name: "okta.profiles.user.v1", Doc: "Okta users as last seen.", Key: "<org>/<user id>", Record: "user_profile",
 		Partitioner: ByKey, Cleanup: Compact, MaxBytes: oneMiB,
@@ -177,7 +182,7 @@ func redrive(service, stage string, input Topic) Topic {
 func named() []Topic {
 	return []Topic{
 		Raw, SystemLog, Matches, Detections, DetectionsOCSF, Alerts, AlertCommands, Silences, Sources, SourceCommands, Cursors,
-		SourceStatus, UserProfiles, DeviceProfiles, Audit, NormalizeDedupState, DetectStateState, AlertStateState,
+		SourceStatus, RuleStatus, UserProfiles, DeviceProfiles, Audit, NormalizeDedupState, DetectStateState, AlertStateState,
 		NormalizeDedupRedrive, DetectMatchRedrive, DetectStateRedrive, AlertStateRedrive,
 	}
 }
@@ -222,7 +227,13 @@ func (g Group) TransactionalPrefix(prefix string) string { return g.Name(prefix)
 // PollTransactionalID is the transactional id under which a source's pages and cursor are written.
 func PollTransactionalID(source string) string { return pollTransactionalPrefix + source }
 
-const pollTransactionalPrefix = "oktawatch.ingest.poll."
+// SeedTransactionalID is the transactional id under which the tool writes the events of a run that seeds rules.
+func SeedTransactionalID(run string) string { return seedTransactionalPrefix + run }
+
+const (
+	pollTransactionalPrefix = "oktawatch.ingest.poll."
+	seedTransactionalPrefix = "oktawatch.cli.seed."
+)
 
 const dlqSuffix = ".dlq"
 
@@ -236,7 +247,7 @@ func (t Topic) DLQ() Topic {
 	}
 	for _, w := range t.Writers {
 		// The hook endpoint keeps bodies it cannot read.
-		if t.Name == Raw.Name && !slices.Contains(stages, w) {
+		if t.Name == Raw.Name && w == Ingest {
 			stages = append(stages, w)
 		}
 	}

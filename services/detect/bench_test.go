@@ -64,7 +64,7 @@ func share(b *testing.B, ordinary int, cfg Config) {
 	bustest.Apart(b, "TestApart")
 	bustest.Contest{
 		Group: topics.DetectMatch, Out: topics.Detections,
-		Others: append(topics.DetectState.Topics(), topics.Matches.DLQ(), topics.DetectStateState),
+		Others: append(topics.DetectState.Topics(), topics.Matches.DLQ(), topics.DetectStateState, topics.RuleStatus),
 		Fill:   func(round int, emit func(bustest.Keyed)) { records(b, uint64(round+1), ordinary, emit) },
 		Start: func(ctx context.Context, made *bus.Bus, m *metrics.Set) error {
 			s, err := New(cfg, Deps{Bus: made, Metrics: m, Pack: rules.FS})

@@ -5,6 +5,7 @@ package detect
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,9 +33,11 @@ type Config struct {
 	Reload      time.Duration `yaml:"reload"`       // zero: 1s; how often the folders are looked at
 }
 
-// Rules says which rules there are.
+// Rules says which rules there are, and when one counts as ill.
 type Rules struct {
-	Builtin *bool `yaml:"builtin"` // absent: true; false leaves the pack of the binary out
+	Builtin   *bool         `yaml:"builtin"`    // absent: true; false leaves the pack of the binary out
+	Budget    time.Duration `yaml:"budget"`     // zero: 5ms; a rule of which judging one event takes longer (p99, measured) is reported
+	QuietDays int           `yaml:"quiet_days"` // zero: 30; after so many days without its event types, or without a first match, a rule is reported
 }
 
 // Deps are what the service works with.
@@ -59,6 +62,7 @@ type Service struct {
 	windowed   atomic.Bool    // a windowed rule has been loaded since the start: time must go on
 	clocks     sync.WaitGroup // what clocks do beside the stage
 	evidence   evidence
+	health     *health
 	second     func() bool   // a rule in force reads what others found: there is a second time
 	patience   time.Duration // with a Match of a rule that is not loaded
 
@@ -75,12 +79,20 @@ type generation struct {
 
 // worker judges one message at a time.
 type worker struct {
+	s       *Service
 	gen     *generation
 	matcher *engine.Matcher
 	view    record.SystemLogView
+	org     string // of the message
+	at      int64  // event time, milliseconds
+	counts  bool   // it is of the live lane, and no seed
 }
 
-const defaultReload = time.Second
+const (
+	defaultReload    = time.Second
+	defaultBudget    = 5 * time.Millisecond
+	defaultQuietDays = 30
+)
 
 // New checks the configuration. It touches neither network nor disk.
 func New(cfg Config, deps Deps) (*Service, error) {
@@ -91,14 +103,18 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	switch {
 	case cfg.Reload < 0:
 		return nil, fmt.Errorf("detect.reload: %v is less than zero: leave it out, or write a duration such as 1s", cfg.Reload)
+	case cfg.Rules.Budget < 0:
+		return nil, fmt.Errorf("detect.rules.budget: %v is less than zero: leave it out, or write a duration such as 5ms", cfg.Rules.Budget)
+	case cfg.Rules.QuietDays < 0 || cfg.Rules.QuietDays > 3650:
+		return nil, fmt.Errorf("detect.rules.quiet_days: %d is not from 0 to 3650: leave it out, or write a number of days such as 30", cfg.Rules.QuietDays)
 	case !builtin && cfg.RulesDir == "":
 		return nil, errors.New("detect.rules.builtin is false and detect.rules_dir is empty: there would be no rule; set rules_dir, or leave builtin out")
 	case builtin && deps.Pack == nil:
 		return nil, errors.New("detect: no pack of rules")
 	}
-	if cfg.Reload == 0 {
-		cfg.Reload = defaultReload
-	}
+	cfg.Reload = cmp.Or(cfg.Reload, defaultReload)
+	cfg.Rules.Budget = cmp.Or(cfg.Rules.Budget, defaultBudget)
+	cfg.Rules.QuietDays = cmp.Or(cfg.Rules.QuietDays, defaultQuietDays)
 	if deps.Log == nil {
 		deps.Log = slog.New(slog.DiscardHandler)
 	}
@@ -107,8 +123,9 @@ func New(cfg Config, deps Deps) (*Service, error) {
 		return nil, err
 	}
 	s := &Service{cfg: cfg, bus: deps.Bus, log: deps.Log, m: newInstruments(deps.Metrics), loader: loader, patience: maxUnknown}
+	s.health = newHealth(s)
 	s.newWindows = func(set *rule.Set, o engine.Observer) windows {
-		return engine.NewState(set, engine.WithTopic(topics.SystemLog.Name), engine.WithStateObserver(o))
+		return engine.NewState(set, engine.WithTopic(topics.SystemLog.Name), engine.WithStateObserver(o), engine.WithStateMeter(s.health.meter()))
 	}
 	s.second = func() bool { return false } // no kind does yet
 	if builtin {
@@ -146,6 +163,9 @@ func (s *Service) Run(ctx context.Context) error {
 	defer cancel()
 	var watching sync.WaitGroup
 	watching.Go(func() { s.watch(ctx) })
+	reporting, reported := context.WithCancel(context.WithoutCancel(ctx)) // it has the last word, when the stages have ended
+	defer reported()
+	watching.Go(func() { s.health.run(reporting) })
 	stages := make(chan error, 2)
 	go func() { stages <- s.bus.RunHandler(ctx, topics.DetectMatch, s.judge) }()
 	go func() { stages <- s.bus.RunTasks(ctx, topics.DetectState, s.newStateTask) }()
@@ -155,6 +175,7 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	err = errors.Join(err, <-stages)
 	cancel()
+	reported()
 	watching.Wait()
 	s.clocks.Wait()
 	return err
@@ -172,15 +193,21 @@ func (s *Service) judge(ctx context.Context, m bus.Message, out *bus.Emit) error
 		return bus.Permanent(err)
 	}
 	s.m.events.Inc()
+	facts := s.health.facts
+	w.begin()
 	at := engine.Place{Topic: m.Topic.Name, Partition: m.Partition, Offset: m.Offset}
 	for _, d := range w.matcher.Match(&w.view, at) {
 		if err := out.Put(topics.Detections, d.Fingerprint, d); err != nil {
 			return fmt.Errorf("write detection of rule %s: %w", d.RuleID, err)
 		}
 		s.m.detections.With(d.RuleID, d.Mode).Inc()
+		if w.counts {
+			facts.met(w.org, d.RuleID, func(r *ruleFacts) { r.take(w.at); r.hit(w.at) })
+		}
 	}
 	taken := w.matcher.Take(&w.view, at)
-	if len(taken) > 0 {
+	seed := w.view.Derived().Seed
+	if len(taken) > 0 && !seed { // a seed is never evidence
 		s.evidence.remember(at, bytes.Clone(w.view.JSON()))
 	}
 	for _, mt := range taken {
@@ -188,6 +215,14 @@ func (s *Service) judge(ctx context.Context, m bus.Message, out *bus.Emit) error
 			return fmt.Errorf("write event for rule %s: %w", mt.RuleID, err)
 		}
 		s.m.matches.With(mt.RuleID).Inc()
+		if w.counts && !mt.Excepted {
+			facts.met(w.org, mt.RuleID, func(r *ruleFacts) { r.take(w.at) })
+		}
+	}
+	if seed && s.windowed.Load() {
+		if err := putSeed(w.view.Derived(), out); err != nil {
+			return err
+		}
 	}
 	// Sections are read as rules ask for them: what was broken in them shows now.
 	return bus.Permanent(w.view.Err())
@@ -205,8 +240,42 @@ func (s *Service) take() *worker {
 			return w
 		}
 	}
-	return &worker{gen: gen, matcher: engine.NewMatcher(gen.set, engine.WithObserver(s))}
+	w := &worker{s: s, gen: gen}
+	w.matcher = engine.NewMatcher(gen.set, engine.WithObserver(w), engine.WithMeter(s.health.meter()))
+	return w
 }
+
+// begin notes what the health of the rules needs to know of a message.
+func (w *worker) begin() {
+	d := w.view.Derived()
+	w.org, w.at, w.counts = d.Org, d.Time.UnixMilli(), d.Lane == liveLane && !d.Seed && d.Org != "" && !d.Time.IsZero()
+	if w.counts {
+		w.s.health.facts.saw(d.Org, w.view.EventType(), w.at)
+	}
+}
+
+// Excepted implements engine.Observer.
+func (w *worker) Excepted(ruleID, exception string) {
+	w.s.Excepted(ruleID, exception)
+	if !w.counts {
+		return
+	}
+	w.s.health.facts.met(w.org, ruleID, func(r *ruleFacts) {
+		x := r.exception(exception)
+		x.used++
+		x.alone++
+		x.usedAt = max(x.usedAt, w.at)
+	})
+}
+
+// Failed implements engine.Observer.
+func (w *worker) Failed(err error) { w.s.Failed(err) }
+
+// Limited implements engine.StateObserver.
+func (w *worker) Limited(ruleID, what string) { w.s.Limited(ruleID, what) }
+
+// Late implements engine.StateObserver.
+func (w *worker) Late(ruleID string) { w.s.Late(ruleID) }
 
 func (s *Service) give(w *worker) {
 	s.mu.Lock()
@@ -224,6 +293,7 @@ func (s *Service) Failed(err error) {
 		return
 	}
 	s.m.failures.With(ev.Rule).Inc()
+	s.health.facts.failed(ev, time.Now())
 	if s.m.first(ev.Rule + "\x00" + ev.What) {
 		s.log.Warn("an expression failed and counts as false", "rule", ev.Rule, "expression", ev.What, "error", ev.Err)
 	}

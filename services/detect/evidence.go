@@ -28,6 +28,7 @@ type judged struct {
 	ctx   context.Context //nolint:containedctx // lives as long as one call of the stage
 	out   *bus.Emit
 	found []*record.Detection
+	seeds map[lane]time.Time // the earliest seed of this batch
 }
 
 // flush has the windows judge what they took.
@@ -49,9 +50,13 @@ func (w *judged) write() error {
 			return fmt.Errorf("write detection of rule %s: %w", d.RuleID, err)
 		}
 		s.m.detections.With(d.RuleID, d.Mode).Inc()
+		if d.Lane == liveLane && !d.Withdrawn {
+			s.health.facts.met(d.Org, d.RuleID, func(r *ruleFacts) { r.hit(d.LastTime.UnixMilli()) })
+		}
 		if what, ok := w.t.limits[d.RuleID]; ok {
 			delete(w.t.limits, d.RuleID)
-			if err := w.t.tell(w.out, findLimited, d.Org, d.RuleID, what, d.LastTime); err != nil {
+			s.health.facts.met(d.Org, d.RuleID, func(r *ruleFacts) { r.limited++ })
+			if err := w.t.tell(w.out, findLimited.Finding, d.Org, d.RuleID, what, d.LastTime); err != nil {
 				return err
 			}
 		}

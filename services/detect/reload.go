@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/oktawatch/oktawatch/pkg/engine"
 	"github.com/oktawatch/oktawatch/pkg/metrics"
 	"github.com/oktawatch/oktawatch/pkg/rule"
 )
@@ -48,6 +49,7 @@ func (s *Service) load() error {
 	s.mu.Unlock()
 	old := s.current.Swap(&generation{set, problems})
 	s.m.forget()
+	s.health.use(set)
 	known := map[string]bool{}
 	if old != nil {
 		for _, p := range old.problems {
@@ -57,6 +59,12 @@ func (s *Service) load() error {
 	for _, p := range problems {
 		if !known[p.String()] {
 			s.log.Error("rule file refused", "problem", p.String())
+		}
+	}
+	if old != nil {
+		for _, c := range startEmpty(old.set, set) {
+			s.log.Info("a rule that learns starts empty and finds nothing until it has learned; events of the past fill it: oktawatch rules seed --input FILE",
+				"rule", c.ID, "learning", c.Detection.Learning, "state_hash", c.StateHash)
 		}
 	}
 	s.m.problems.Set(float64(len(problems)))
@@ -81,6 +89,18 @@ func (s *Service) load() error {
 		s.log.Info("rules in force", "rules", len(set.Rules), "hash", set.Hash, "see_every_event", strings.Join(unbound, " "), "refused", len(problems))
 	}
 	return nil
+}
+
+// startEmpty are the rules that learn and hold nothing yet: those that are new or were changed under detection.
+func startEmpty(old, now *rule.Set) []*rule.Compiled {
+	var out []*rule.Compiled
+	for _, c := range now.Rules {
+		was, ok := old.Rule(c.ID)
+		if engine.TakesSeeds(c) && c.Mode != rule.ModeDisabled && (!ok || was.StateHash != c.StateHash) {
+			out = append(out, c)
+		}
+	}
+	return out
 }
 
 // watch looks at the folders again and again and loads the rules when something in them has changed.
@@ -148,6 +168,11 @@ type instruments struct {
 	late       *metrics.Counter
 	limits     *metrics.Counter
 	unread     *metrics.Counter
+	findings   *metrics.Counter
+	ill        *metrics.Gauge
+	cost       *metrics.Gauge
+	instances  *metrics.Gauge
+	packs      *metrics.Gauge
 	said       *sayOnce
 }
 
@@ -166,6 +191,11 @@ func newInstruments(m *metrics.Set) instruments {
 		late:       m.Counter("oktawatch_detect_late_total", "Events that came to a windowed rule after their time was decided, by rule.", "rule"),
 		limits:     m.Counter("oktawatch_detect_limits_total", "Times a limit of what a windowed rule holds was reached, by rule.", "rule"),
 		unread:     m.Counter("oktawatch_detect_evidence_unread_total", "Events of evidence that the broker did not give back in time."),
+		findings:   m.Counter("oktawatch_detect_findings_total", "Findings raised about rules.", "finding"),
+		ill:        m.Gauge("oktawatch_detect_ill_rules", "What is wrong with rules now, told or not, by finding; at the owner of partition 0 of the state stage.", "finding"),
+		cost:       m.Gauge("oktawatch_detect_rule_cost_p99_seconds", "99th percentile of the time that judging one event takes, by rule, from a sample.", "rule"),
+		instances:  m.Gauge("oktawatch_detect_instances", "Instances of detect that run; at the owner of partition 0 of the state stage."),
+		packs:      m.Gauge("oktawatch_detect_packs", "Different sets of rules in force among them; more than 1 for a minute is a finding."),
 		said:       &sayOnce{said: map[string]bool{}},
 	}
 }

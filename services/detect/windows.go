@@ -34,6 +34,7 @@ type windows interface {
 	Orphans() int
 	Apply(m *record.Match) error
 	Begin(org, lane string, t time.Time)
+	Seeded(org, lane string, t time.Time)
 	Advance(org, lane string, t time.Time)
 	Close(org, lane string, at time.Time)
 	Forget(org, lane string)
@@ -49,7 +50,10 @@ type stateTask struct {
 	partition int32
 	gen       *generation
 	state     windows
-	clock     *clock // of partition 0
+	parts     int32   // of the input, once asked
+	clock     *clock  // of partition 0
+	doctor    *doctor // of partition 0
+	org       string  // of the Match that is taken
 
 	changelog map[string][]byte // while it is read back
 	held      bool              // there was something in it: time must go on for that
@@ -72,6 +76,7 @@ func (s *Service) newStateTask(partition int32) (bus.Task, error) {
 	}
 	if partition == 0 {
 		t.clock = newClock(s.bus, s.log, &s.clocks, s.second)
+		t.doctor = &doctor{h: s.health}
 	}
 	return t, nil
 }
@@ -129,12 +134,20 @@ func (t *stateTask) Process(ctx context.Context, batch []bus.Message, out *bus.E
 			return err
 		}
 	}
+	if err := w.tellSeeds(); err != nil {
+		return err
+	}
 	w.flush()
 	return w.write()
 }
 
 // take gives one Match to the windows.
 func (t *stateTask) take(m bus.Message, match *record.Match, w *judged) error {
+	if match.Kind == engine.MatchSeed || match.Kind == engine.MatchSeeded {
+		t.takeSeed(m, match, w)
+		return nil
+	}
+	t.org = match.Org
 	if match.Kind == engine.MatchClock {
 		if match.Through == nil {
 			w.out.DeadLetter(m, classDecode, errors.New("a clock without a time"))
@@ -197,7 +210,7 @@ func (t *stateTask) strange(m bus.Message, match *record.Match, w *judged, err e
 		return fmt.Errorf("%w: waiting for the rules to be read again", err)
 	}
 	w.out.DeadLetter(m, classUnknown, err)
-	return t.tell(w.out, findUnknown, match.Org, match.RuleID, match.StateHash, m.Timestamp)
+	return t.tell(w.out, findUnknown.Finding, match.Org, match.RuleID, match.StateHash, m.Timestamp)
 }
 
 // tell raises a finding of a rule, once a day.
@@ -213,12 +226,18 @@ func (t *stateTask) tell(out *bus.Emit, f finding.Finding, org, ruleID, detail s
 	if err := out.Put(topics.Detections, d.Fingerprint, d); err != nil {
 		return fmt.Errorf("tell of rule %s: %w", ruleID, err)
 	}
+	t.s.m.findings.With(f.Name).Inc()
 	return nil
 }
 
 func (t *stateTask) Tick(ctx context.Context, now time.Time, out *bus.Emit) error {
 	t.ready()
 	t.ctx = ctx
+	if t.doctor != nil {
+		if err := t.doctor.tick(t, now, out); err != nil {
+			return err
+		}
+	}
 	if t.clock == nil || !t.held && !t.s.windowed.Load() {
 		return nil
 	}
@@ -232,7 +251,10 @@ func (t *stateTask) Excepted(ruleID, exception string) { t.s.Excepted(ruleID, ex
 func (t *stateTask) Failed(err error) { t.s.Failed(err) }
 
 // Late implements engine.StateObserver.
-func (t *stateTask) Late(ruleID string) { t.s.m.late.With(ruleID).Inc() }
+func (t *stateTask) Late(ruleID string) {
+	t.s.Late(ruleID)
+	t.s.health.facts.met(t.org, ruleID, func(r *ruleFacts) { r.late++ })
+}
 
 // Limited implements engine.StateObserver.
 func (t *stateTask) Limited(ruleID, what string) {

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/oktawatch/oktawatch/pkg/bus"
@@ -52,6 +53,8 @@ func (t *tally) Restored() {}
 func (t *tally) Orphans() int { return 0 }
 
 func (t *tally) Begin(string, string, time.Time) {}
+
+func (t *tally) Seeded(string, string, time.Time) {}
 
 func (t *tally) Restore(key string, value []byte) error {
 	k, isClock := strings.CutPrefix(key, "clock/")
@@ -161,6 +164,7 @@ const (
 	childRegistry = "DETECT_CHILD_REGISTRY"
 	childPrefix   = "DETECT_CHILD_PREFIX"
 	childInstance = "DETECT_CHILD_INSTANCE"
+	childRules    = "DETECT_CHILD_RULES" // a folder: it judges by the rules there instead
 )
 
 func child() {
@@ -169,10 +173,16 @@ func child() {
 		Serde: record.NewSerde(os.Getenv(childRegistry), os.Getenv(childPrefix)),
 	})
 	var s *Service
-	if err == nil {
+	switch dir := os.Getenv(childRules); {
+	case err != nil:
+	case dir == "":
 		s, err = tallying(b)
+	default:
+		builtin := false
+		s, err = New(Config{RulesDir: dir, Rules: Rules{Builtin: &builtin}}, Deps{Log: bustest.Logger(), Bus: b, Pack: rules.FS})
 	}
 	if err == nil {
+		s.health.every = hasty
 		err = s.Run(context.Background())
 	}
 	fmt.Fprintln(os.Stderr, err)
@@ -189,7 +199,7 @@ func tallying(b *bus.Bus) (*Service, error) {
 	return s, nil
 }
 
-func spawn(t *testing.T, b *bustest.Broker, instance string) *exec.Cmd {
+func spawn(t *testing.T, b *bustest.Broker, instance string, env ...string) *exec.Cmd {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -197,6 +207,7 @@ func spawn(t *testing.T, b *bustest.Broker, instance string) *exec.Cmd {
 	}
 	cmd := exec.Command(self)
 	cmd.Env = append(os.Environ(), childSeeds+"="+strings.Join(b.Seeds, ","), childRegistry+"="+b.RegistryURL, childPrefix+"="+b.Prefix, childInstance+"="+instance)
+	cmd.Env = append(cmd.Env, env...)
 	if os.Getenv("BUSTEST_LOG") != "" {
 		cmd.Stderr = os.Stderr
 	}
@@ -359,7 +370,12 @@ func TestClockFollowsWhatIsComplete(t *testing.T) {
 // TestNoWindowedRuleNoClock: without a windowed rule nothing is written.
 func TestNoWindowedRuleNoClock(t *testing.T) {
 	r := newStateRig(t)
-	r.start("one", func(s *Service) { s.windowed.Store(false) })
+	pack := fstest.MapFS{"p/x.yaml": {Data: []byte("id: x\ntitle: X\nseverity: low\ndetection: {kind: match, where: event.eventType == \"a\"}\n")}}
+	s, err := New(Config{}, Deps{Log: bustest.Logger(), Bus: r.b.Bus(t, "one"), Pack: pack})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.run(s)
 	r.cursor("acme", "00oA", liveLane, pollKind, at, false)
 	time.Sleep(2 * roundEvery)
 	if got := r.clocks(); len(got) > 0 {

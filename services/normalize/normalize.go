@@ -3,6 +3,8 @@
 // is a duplicate, dropped and counted. What cannot be read at all is a dead letter, whole; one bad field never drops an
 // event.
 //
+// Seeds pass through beside all that: they are copies of nothing.
+//
 // Invariant: an event is remembered only together with its record, in one transaction, so that neither a restart nor a
 // rebalance loses or repeats one. How JSON becomes a record is pkg/systemlog; what a record means is for the rules.
 package normalize
@@ -182,6 +184,7 @@ type result string
 const (
 	wroteFirst    result = "first"         // copy 1
 	wroteSecond   result = "second"        // copy 2: the complete one after a partial one
+	wroteSeed     result = "seed"          // of the past, for rules with memory alone
 	dropDuplicate result = "duplicate"     // a copy of the kind that was there
 	dropPartial   result = "partial_after" // a partial copy after the complete one
 	deadUnread    result = "unreadable"    // dead letter
@@ -202,7 +205,7 @@ func newInstruments(m *metrics.Set) instruments {
 		bytes:      m.Gauge("oktawatch_normalize_dedup_bytes", "Size of the dedup memory, estimated.", "partition"),
 	}
 	events := m.Counter("oktawatch_normalize_events_total", "Raw events handled, by what became of them.", "result")
-	for _, r := range []result{wroteFirst, wroteSecond, dropDuplicate, dropPartial, deadUnread, deadOversize, deadTooLarge} {
+	for _, r := range []result{wroteFirst, wroteSecond, wroteSeed, dropDuplicate, dropPartial, deadUnread, deadOversize, deadTooLarge} {
 		i.results[r] = events.With(string(r))
 	}
 	return i

@@ -363,3 +363,34 @@ func TestWaitsForMaskingKey(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A seed is passed on each time it comes, is never a copy of anything, and leaves the live event of its uuid to be judged.
+func TestSeedsPassBesideCopies(t *testing.T) {
+	r := newRig(t)
+	stop := r.start()
+	seed := func(uuid string) *record.RawEvent {
+		raw := rawOf(event(uuid, 1), uuid, "backfill", false)
+		raw.Seed = true
+		return raw
+	}
+	r.send(seed("before"), rawOf(event("before", 1), "before", "poller", false), rawOf(event("after", 1), "after", "poller", false), seed("after"))
+	r.records(4)
+	stop()
+	r.start()
+	r.send(seed("after"), rawOf(event("before", 1), "before", "poller", false), rawOf(event("last", 1), "last", "poller", false))
+	all := r.records(6)
+	for uuid, want := range map[string]int{"before": 1, "after": 2} {
+		seeds := 0
+		for _, ev := range all[uuid] {
+			if ev.Derived.Copy != 1 || ev.Derived.Lane != "live" || ev.Derived.UUIDReused || ev.Derived.Partial {
+				t.Errorf("%s: %+v", uuid, ev.Derived)
+			}
+			if ev.Derived.Seed {
+				seeds++
+			}
+		}
+		if seeds != want || len(all[uuid]) != want+1 {
+			t.Errorf("%s: %d records, %d of them seeds", uuid, len(all[uuid]), seeds)
+		}
+	}
+}

@@ -107,6 +107,9 @@ func (t *task) handle(ctx context.Context, m bus.Message, out *bus.Emit) (result
 	}
 	derive(ev, raw, m)
 	t.org = raw.Org
+	if raw.Seed {
+		return t.seed(ev, found, m, out)
+	}
 	what, keep := t.judge(ev, uint32(max(m.Timestamp.Unix(), 0)))
 	if what != wroteFirst && what != wroteSecond {
 		return what, nil
@@ -121,6 +124,21 @@ func (t *task) handle(ctx context.Context, m bus.Message, out *bus.Emit) (result
 	keep()
 	t.count(ev, found)
 	return what, nil
+}
+
+// seed passes on an event of the past for rules with memory. It is no copy of anything: the live event of its uuid is to be
+// judged whether a seed came or not, and a seed is wanted again by a rule that came later. A rule counts it once.
+func (t *task) seed(ev *record.SystemLog, found []systemlog.Finding, m bus.Message, out *bus.Emit) (result, error) {
+	ev.Derived.Partial = false // no better copy will come
+	if err := out.Put(topics.SystemLog, keyFor(ev), ev); err != nil {
+		if !errors.Is(err, bus.ErrTooLarge) {
+			return "", err
+		}
+		out.DeadLetter(m, classTooLarge, err)
+		return deadTooLarge, nil
+	}
+	t.count(ev, found)
+	return wroteSeed, nil
 }
 
 // derive fills what is known of the record beside Okta's own fields.

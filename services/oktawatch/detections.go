@@ -1,7 +1,6 @@
 package oktawatch
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -19,9 +18,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/oktawatch/oktawatch/pkg/record"
 	"github.com/oktawatch/oktawatch/pkg/rule"
-	"github.com/oktawatch/oktawatch/pkg/systemlog"
 	"github.com/oktawatch/oktawatch/pkg/tail"
 	"github.com/oktawatch/oktawatch/pkg/topics"
 	"github.com/oktawatch/oktawatch/rules"
@@ -60,6 +57,7 @@ type detection struct {
 	EvidenceUUIDs []string          `json:"evidence_uuids"`
 	Evidence      []evidence        `json:"evidence"`
 	Context       map[string]string `json:"context"`
+	Values        map[string]string `json:"values"`
 	Users         []string          `json:"users"`
 	Addresses     []string          `json:"addresses"`
 	Apps          []string          `json:"apps"`
@@ -217,15 +215,18 @@ func visible(s string, n int) string {
 
 // shown is a detection as `detections show` prints it.
 type shown struct {
-	Detection json.RawMessage   `json:"detection"` // the latest update
-	Updates   []json.RawMessage `json:"updates"`   // all that there are, in order
-	Alert     json.RawMessage   `json:"alert"`     // that it joined; null: none
-	Rule      *shownRule        `json:"rule"`      // the rule at hand; null: there is none of this id
-	Why       []explained       `json:"why,omitempty"`
+	Detection json.RawMessage   `json:"detection"`     // the latest update
+	Updates   []json.RawMessage `json:"updates"`       // all that there are, in order
+	Alert     json.RawMessage   `json:"alert"`         // that it joined; null: none
+	Rule      *shownRule        `json:"rule"`          // the rule at hand; null: there is none of this id
+	Why       []explained       `json:"why,omitempty"` // each event at hand
+	Hit       *explainedHit     `json:"hit,omitempty"` // of rules with memory: the hit that the title is of
 
 	d       detection
+	of      detection // the update that is explained
 	history []detection
 	alert   shownAlert
+	events  []*foundEvent // at hand, in record order
 }
 
 type shownRule struct {
@@ -248,27 +249,17 @@ type shownAlert struct {
 	} `json:"detections"`
 }
 
-// explained is what the rule's expressions were for one event.
-type explained struct {
-	UUID  string      `json:"uuid"`
-	Parts []tracePart `json:"parts"`
-}
-
-type tracePart struct {
-	What  string `json:"what,omitempty"`
-	Depth int    `json:"depth"`
-	Text  string `json:"text"`
-	Value string `json:"value"`
-}
-
 func (t *tool) detectionsShow() *cobra.Command {
 	var dir, lane string
 	var explain bool
 	cmd := &cobra.Command{
 		Use: "show ID", Short: "Show one detection: its updates, its events, its alert and why it fired", Args: cobra.ExactArgs(1),
 		Long: `Reads the topics for a detection (the beginning of its id is enough where it is the only one) and prints its latest update, the updates
-before, the events it rests on and the alert it joined. --explain adds the rule's text and what its expressions were for each event. The
-rules are those of the binary and of detect.rules_dir, or of --rules; where the rule at hand is not the one that judged, that is said.`,
+before, the events it rests on and the alert it joined. --explain adds why it fired: what the rule's expressions and their parts were for
+each event; of a rule with memory also the hit, with the numbers that the detection carries, which event fulfilled which step, and what a
+new key was compared with; and the rule's text. Events that the detection does not carry are looked for in okta.systemlog.v1, for 10 s at
+most. The rules are those of the binary and of detect.rules_dir, or of --rules; where the rule at hand is not the one that judged, that is
+said.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := t.connect()
 			if err != nil {
@@ -291,7 +282,7 @@ rules are those of the binary and of detect.rules_dir, or of --rules; where the 
 			}
 			compiled := s.findRule(set)
 			if explain && compiled != nil {
-				if s.Why, err = explainEvents(set, compiled, s.d); err != nil {
+				if err := s.explain(cmd.Context(), r, set, compiled); err != nil {
 					return err
 				}
 			}
@@ -433,33 +424,6 @@ func (s *shown) findRule(set *rule.Set) *rule.Compiled {
 	return nil
 }
 
-// explainEvents traces the rule over the events whose JSON the detection carries.
-func explainEvents(set *rule.Set, c *rule.Compiled, d detection) ([]explained, error) {
-	out := []explained{}
-	ev := set.NewEvent()
-	for _, e := range d.Evidence {
-		if len(e.JSON) == 0 || e.JSON[0] != '{' {
-			continue
-		}
-		log, _, err := systemlog.FromJSON(e.JSON, nil)
-		if err != nil {
-			return nil, fmt.Errorf("read event %s: %w", e.UUID, err)
-		}
-		log.Derived.Org, log.Derived.Lane, log.Derived.Copy, log.Derived.Time, log.Derived.Received = d.Org, d.Lane, int32(e.Copy), e.Time, e.Time //nolint:gosec // 1 or 2
-		var v record.SystemLogView
-		if err := v.Load(log); err != nil {
-			return nil, fmt.Errorf("read event %s: %w", e.UUID, err)
-		}
-		ev.Reset(&v)
-		x := explained{UUID: e.UUID}
-		for _, p := range c.Trace(ev) {
-			x.Parts = append(x.Parts, tracePart{p.What, p.Depth, strings.Join(strings.Fields(p.Text), " "), p.Value})
-		}
-		out = append(out, x)
-	}
-	return out, nil
-}
-
 func (t *tool) printShown(s *shown, explain bool) error {
 	d := s.d
 	w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', 0)
@@ -553,43 +517,4 @@ func place(e evidence) string {
 		return "-"
 	}
 	return fmt.Sprintf("%s %d@%d", e.Topic, e.Partition, e.Offset)
-}
-
-func (t *tool) printWhy(s *shown) error {
-	if s.Rule == nil {
-		_, err := fmt.Fprintf(t.out, "\nThe rule %s is not among the rules at hand (--rules, detect.rules_dir): it cannot be explained.\n", visible(s.d.RuleID, 80))
-		return err
-	}
-	var b strings.Builder
-	if !s.Rule.Judged {
-		fmt.Fprintf(&b, "\nThe rule at hand is NOT the one that judged: its content hash is %s. What follows is what it says today.\n", s.Rule.ContentHash)
-	}
-	for _, x := range s.Why {
-		fmt.Fprintf(&b, "\nWhy, event %s:\n", visible(x.UUID, 80))
-		for _, p := range x.Parts {
-			name := ""
-			if p.What != "" {
-				name = p.What + ": "
-			}
-			fmt.Fprintf(&b, "  %s%s%s = %s\n", strings.Repeat("  ", p.Depth), name, visible(p.Text, 400), cmp.Or(visible(p.Value, 400), "(not looked at)"))
-		}
-	}
-	if len(s.Why) == 0 {
-		fmt.Fprint(&b, "\nThe JSON of its events is no longer kept: there is nothing to try the rule on.\n")
-	}
-	for _, e := range s.d.Evidence {
-		if len(e.JSON) > 0 && e.JSON[0] == '{' {
-			fmt.Fprintf(&b, "\nEvent %s:\n", visible(e.UUID, 80))
-			var pretty bytes.Buffer
-			if json.Indent(&pretty, e.JSON, "", "  ") != nil {
-				continue
-			}
-			for line := range strings.Lines(pretty.String()) {
-				fmt.Fprintf(&b, "  %s\n", visible(strings.TrimSuffix(line, "\n"), 4096))
-			}
-		}
-	}
-	fmt.Fprintf(&b, "\n# %s\n%s", s.Rule.File, s.Rule.Text)
-	_, err := t.out.Write([]byte(b.String()))
-	return err
 }

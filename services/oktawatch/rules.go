@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/oktawatch/oktawatch/pkg/engine"
 	"github.com/oktawatch/oktawatch/pkg/record"
 	"github.com/oktawatch/oktawatch/pkg/rule"
 	"github.com/oktawatch/oktawatch/pkg/ruletest"
@@ -25,7 +26,7 @@ import (
 
 func (t *tool) rules() *cobra.Command {
 	cmd := &cobra.Command{Use: "rules", Short: "Try, test and look at rules"}
-	cmd.AddCommand(t.rulesEval(), t.rulesTest(), t.rulesList(), t.rulesShow(), t.rulesStatus())
+	cmd.AddCommand(t.rulesEval(), t.rulesTest(), t.rulesList(), t.rulesShow(), t.rulesStatus(), t.rulesSeed())
 	return cmd
 }
 
@@ -372,6 +373,7 @@ type summary struct {
 	Tests       int      `json:"tests"`
 	ContentHash string   `json:"content_hash"`
 	StateHash   string   `json:"state_hash"`
+	Learning    string   `json:"learning,omitempty"` // of a rule that `rules seed` fills
 	File        string   `json:"file"`
 }
 
@@ -380,6 +382,9 @@ func summaryOf(c *rule.Compiled) summary {
 		RuleID: c.ID, Title: c.Name, Pack: c.Pack, Kind: string(c.Detection.Kind), Mode: string(c.Mode), Severity: c.Severity.String(), Techniques: []string{},
 		EventTypes: wokenBy(c.Types), Bound: c.Bound(), Copies: string(c.Copies), Reads: c.Reads, Tests: len(c.Tests), ContentHash: c.ContentHash,
 		StateHash: c.StateHash, File: c.File,
+	}
+	if engine.TakesSeeds(c) {
+		s.Learning = c.Detection.Learning.String()
 	}
 	for _, m := range c.Mitre {
 		s.Techniques = append(s.Techniques, m.String())
@@ -397,13 +402,13 @@ func wokenBy(t rule.EventTypes) string {
 func (t *tool) rulesList() *cobra.Command {
 	var dir, pack string
 	cmd := &cobra.Command{
-		Use: "list", Short: "List the rules", Args: cobra.NoArgs,
+		Use: "list", Short: "List the rules, and those that every event wakes", Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			set, _, err := t.loadRules(dir)
 			if err != nil {
 				return err
 			}
-			out := []summary{}
+			out, unbound := []summary{}, []string{}
 			for _, c := range set.Rules {
 				if pack == "" || c.Pack == pack {
 					out = append(out, summaryOf(c))
@@ -416,8 +421,15 @@ func (t *tool) rulesList() *cobra.Command {
 			fmt.Fprintln(w, "RULE\tPACK\tKIND\tMODE\tSEVERITY\tTESTS\tTITLE")
 			for _, s := range out {
 				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\n", s.RuleID, s.Pack, s.Kind, s.Mode, s.Severity, s.Tests, s.Title)
+				if !s.Bound {
+					unbound = append(unbound, s.RuleID)
+				}
 			}
-			return w.Flush()
+			if err := w.Flush(); err != nil || len(unbound) == 0 {
+				return err
+			}
+			_, err = fmt.Fprintf(t.out, "\nwoken by every event, since no event type follows from the filter: %s\n", strings.Join(unbound, ", "))
+			return err
 		},
 	}
 	rulesFlag(cmd, &dir)
@@ -460,6 +472,9 @@ func (t *tool) rulesShow() *cobra.Command {
 				{"state hash", s.StateHash},
 			} {
 				fmt.Fprintf(w, "%s\t%s\n", row[0], row[1])
+			}
+			if s.Learning != "" {
+				fmt.Fprintf(w, "learns\t%s, anew after each change of the state hash; `oktawatch rules seed --input FILE` spares the wait\n", s.Learning)
 			}
 			if err := w.Flush(); err != nil {
 				return err

@@ -119,10 +119,23 @@ func (d Detection) String() string {
 	return fmt.Sprintf("%s %d..%d severity %d %q events %v users %v final %v", d.ID, d.First, d.Last, d.Severity, d.Title, d.Events, d.Users, d.Final)
 }
 
-// Judge gives every detection that the records make, when the rule's clock stands at clock and learning began at begin.
+// Judge gives every detection that the records make, when the rule's clock stands at clock and its live records began at
+// begin. Learning began with them, or with the earliest seed.
 func Judge(r *Rule, org string, records []*Event, begin, clock int64) []Detection {
 	records = append([]*Event(nil), records...)
 	sort.Slice(records, func(i, j int) bool { return before(records[i], records[j]) })
+	live := begin
+	var counted []*Event
+	for _, e := range records {
+		if e.Seed {
+			begin = min(begin, e.Time)
+			if r.Baseline > 0 && bucketOf(r, e.Time) >= bucketOf(r, live) {
+				continue // live records are counted there
+			}
+		}
+		counted = append(counted, e)
+	}
+	records = counted
 	groups := map[string]map[string]string{}
 	for _, e := range records {
 		for _, k := range keysOf(r, e) {

@@ -174,6 +174,9 @@ func line(b *strings.Builder, color bool, s string) {
 
 func origin(a sink.Alert) string {
 	s := "org " + plain(a.Org, 40)
+	if a.Org == "" { // of a finding about the rules
+		s = "every org"
+	}
 	if a.TestOrg {
 		s += " (test org)"
 	}
