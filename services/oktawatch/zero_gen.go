@@ -85,6 +85,10 @@ func zeroMeans(key string) string {
 		return "empty: none beside overlays/ of rules_dir"
 	case "detect.rules.builtin":
 		return "absent: true"
+	case "detect.rules.budget":
+		return "zero: 5ms"
+	case "detect.rules.quiet_days":
+		return "zero: 30"
 	case "detect.reload":
 		return "zero: 1s"
 	case "alert.receivers[]":
