@@ -95,6 +95,16 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	if deps.Bus == nil {
 		return nil, errors.New("alert: no bus")
 	}
+	return build(cfg, deps)
+}
+
+// Check says what New would find wrong with the configuration, to who has no bus yet.
+func (c Config) Check() error {
+	_, err := build(c, Deps{})
+	return err
+}
+
+func build(cfg Config, deps Deps) (*Service, error) {
 	if deps.Log == nil {
 		deps.Log = slog.New(slog.DiscardHandler)
 	}

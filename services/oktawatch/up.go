@@ -187,8 +187,11 @@ func (u *up) run(ctx context.Context) (err error) {
 	return errors.Join(err, org.Wait())
 }
 
-// check refuses what is wrong with the org before anything is made for it.
+// check refuses what is wrong with the org and the receivers before anything is made for them.
 func (u *up) check() error {
+	if err := u.cfg.Alert.Check(); err != nil {
+		return err
+	}
 	if u.demo {
 		return nil // its org is not there yet
 	}
