@@ -20,7 +20,7 @@ type StageState struct {
 	// markers of transactions too: AtMost says so, until somebody has counted.
 	DeadLetters int64      `json:"dead_letters"`
 	AtMost      bool       `json:"dead_letters_at_most,omitempty"`
-	LastEvent   *time.Time `json:"last_event"` // timestamp of the newest record of its inputs, of a stage that reads no stream nil; nil: none
+	LastEvent   *time.Time `json:"last_event"` // timestamp of the newest record of its inputs, of ingest the newest it took; nil: none
 }
 
 // Stages reads the state of every stage from the cluster.
@@ -66,9 +66,12 @@ func Stages(ctx context.Context, adm *kadm.Client, prefix string) ([]StageState,
 					s.DeadLetters += end.Offset - start.Offset
 				}
 			}
-			if g.Redrive == nil {
-				continue // a table: the time of its rows is no event's
-			}
+		}
+		events := g.Inputs
+		if g.Service == Ingest { // its input is a table, whose times are no event's: what it took stands here
+			events = []Topic{Raw}
+		}
+		for _, in := range events {
 			for _, o := range newest[in.Full(prefix)] {
 				if t := time.UnixMilli(o.Timestamp).UTC(); o.Err == nil && o.Timestamp > 0 && (s.LastEvent == nil || t.After(*s.LastEvent)) {
 					s.LastEvent = &t

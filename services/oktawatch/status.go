@@ -34,7 +34,6 @@ type sourceState struct {
 	Events   int64     `json:"events"`
 	Through  time.Time `json:"through,omitzero"`
 	Message  string    `json:"message,omitempty"`
-	LastAt   time.Time `json:"last_event_at,omitzero"`
 	LastErr  string    `json:"last_error,omitempty"`
 	ErrAt    time.Time `json:"last_error_at,omitzero"`
 	Warnings []string  `json:"warnings,omitempty"`
@@ -60,7 +59,6 @@ func (t *tool) status() *cobra.Command {
 					return err
 				}
 				c.countLetters(ctx, r.Stages)
-				lastTaken(r.Stages, r.Sources)
 				if t.output == "json" {
 					err = t.json(r)
 				} else {
@@ -133,20 +131,6 @@ func (c connection) countLetters(ctx context.Context, stages []topics.StageState
 	}
 }
 
-// lastTaken says of ingest, which reads no topic of events, when its sources last gave one.
-func lastTaken(stages []topics.StageState, sources []sourceState) {
-	for i := range stages {
-		if stages[i].Group.Service != topics.Ingest {
-			continue
-		}
-		for _, s := range sources {
-			if at := s.LastAt; !at.IsZero() && (stages[i].LastEvent == nil || at.After(*stages[i].LastEvent)) {
-				stages[i].LastEvent = &at
-			}
-		}
-	}
-}
-
 func sources(ctx context.Context, b *bus.Bus) ([]sourceState, error) {
 	ctx, stop := context.WithTimeout(ctx, 15*time.Second)
 	defer stop()
@@ -168,9 +152,6 @@ func sources(ctx context.Context, b *bus.Bus) ([]sourceState, error) {
 		st := sourceState{
 			Source: s.SourceID, Part: s.Part, URL: s.URL, TestOrg: s.TestOrg, State: s.State, Seen: s.HeartbeatAt, Events: s.Events,
 			Message: s.Message, LastErr: s.LastError, Warnings: s.Warnings, Alive: time.Since(s.HeartbeatAt) < heartbeatsMissed,
-		}
-		if s.LastEventAt != nil {
-			st.LastAt = *s.LastEventAt
 		}
 		if s.Through != nil {
 			st.Through = *s.Through
