@@ -88,7 +88,8 @@ test-compose: ## docker-compose.yml really brought up, each service restarted on
 	@.ci/compose/test
 
 .PHONY: test-long
-test-long: ## every process killed under load over and over, on the embedded broker (ten minutes)
+test-long: ## rules with memory against the naive model, 100,000 cases; every process killed under load over and over (fifteen minutes)
+	go test -tags long -count=1 -timeout 30m -v -run 'AgainstModelLong|Explode' ./pkg/engine
 	go test -tags long -count=1 -timeout 60m -run "Kill|Trouble" ./services/oktawatch/...
 
 .PHONY: bench

@@ -1,6 +1,8 @@
 package rules
 
 import (
+	"flag"
+	"fmt"
 	"os"
 	"path"
 	"regexp"
@@ -72,53 +74,47 @@ func TestAuthors(t *testing.T) {
 	}
 }
 
-// TestJudges is the table of what each rule reads: how it is found, and which copies of an event it judges.
+var update = flag.Bool("update", false, "write testdata/judges.txt anew")
+
+// TestJudges holds what is worked out of each rule against a file that people read: how it is found, which copies of an event it judges,
+// and what it reads. A change there is a change of what wakes a rule: look at it, then write the file by -update.
 func TestJudges(t *testing.T) {
-	want := map[string]struct {
-		copies rule.Copies
-		types  string
-		reads  string
-	}{
-		"account-locked":                               {rule.JudgesBoth, "every", "actor client displayMessage eventType target"},
-		"admin-role-granted-to-user":                   {rule.JudgesBoth, "user.account.privilege.grant", "actor debugContext eventType outcome target"},
-		"api-token-created":                            {rule.JudgesBoth, "system.api_token.create", "actor client eventType target"},
-		"api-token-or-ad-agent-change-from-new-source": {rule.JudgesBoth, "system.api_token.create system.agent.ad.create system.agent.ad.config_change_detected", "actor client eventType outcome target"},
-		"fastpass-phishing-declined":                   {rule.JudgesBoth, "user.authentication.auth_via_mfa", "actor client debugContext eventType outcome"},
-		"mfa-all-factors-reset":                        {rule.JudgesBoth, "user.mfa.factor.reset_all", "actor eventType outcome target"},
-		"mfa-factor-disabled":                          {rule.JudgesBoth, "user.mfa.factor.deactivate", "actor debugContext eventType outcome target"},
-		"mfa-removed-without-re-enrollment":            {rule.JudgesBoth, "user.mfa.factor.activate user.mfa.factor.deactivate user.mfa.factor.reset_all", "actor debugContext eventType outcome target"},
-		"password-reset":                               {rule.JudgesBoth, "user.account.reset_password", "actor eventType target"},
-		"password-spray-one-ip-burst":                  {rule.JudgesBoth, "user.session.start", "actor client eventType outcome"},
-		"push-bombing-then-success":                    {rule.JudgesBoth, "user.authentication.auth_via_mfa user.authentication.sso user.authentication.verify user.mfa.okta_verify.deny_push user.session.start", "actor client debugContext eventType outcome"},
-		"rate-limit-violation":                         {rule.JudgesBoth, "application.integration.rate_limit_exceeded core.concurrency.org.limit.violation system.client.concurrency_rate_limit.violation system.client.rate_limit.violation system.operation.rate_limit.violation system.org.rate_limit.violation system.client.concurrency_rate_limit.* system.client.rate_limit.* system.operation.rate_limit.* system.org.rate_limit.*", "client debugContext eventType target"},
-		"session-client-roaming-denied":                {rule.JudgesBoth, "security.session.detect_client_roaming", "actor authenticationContext client eventType"},
-		"user-login":                                   {rule.JudgesBoth, "user.session.start", "actor eventType outcome"},
-		"user-reported-suspicious-activity":            {rule.JudgesBoth, "user.account.report_suspicious_activity_by_enduser", "actor debugContext eventType"},
-		"user-suspended":                               {rule.JudgesBoth, "user.lifecycle.suspend", "actor eventType target"},
-	}
 	set := load(t)
 	kinds := map[rule.Kind]bool{}
+	var b strings.Builder
+	b.WriteString("# rule | copies of an event that it judges | event types that wake it | sections that it reads\n")
 	for _, c := range set.Rules {
 		kinds[c.Detection.Kind] = true
-		if _, ok := want[c.ID]; !ok {
-			t.Errorf("%s is not in the table", c.ID)
-		}
-	}
-	if len(kinds) != len(rule.Kinds()) {
-		t.Errorf("the pack has the kinds %v: one of each", kinds)
-	}
-	for id, w := range want {
-		c, ok := set.Rule(id)
-		if !ok {
-			t.Errorf("there is no rule %s", id)
-			continue
-		}
 		types := "every"
 		if c.Bound() {
 			types = strings.Join(append(slices.Clone(c.Types.Exact), c.Types.Globs...), " ")
 		}
-		if c.Copies != w.copies || types != w.types || strings.Join(c.Reads, " ") != w.reads {
-			t.Errorf("%s: judges %s, found by %s, reads %v; the table says %+v", c.ID, c.Copies, types, c.Reads, w)
+		fmt.Fprintf(&b, "%s | %s | %s | %s\n", c.ID, c.Copies, types, strings.Join(c.Reads, " "))
+	}
+	if len(kinds) != len(rule.Kinds()) {
+		t.Errorf("the pack has the kinds %v: one of each", kinds)
+	}
+	const file = "testdata/judges.txt"
+	if *update {
+		if err := os.WriteFile(file, []byte(b.String()), 0o644); err != nil { //nolint:gosec // part of the tree
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := b.String(); got != string(want) {
+		was, is := strings.Split(string(want), "\n"), strings.Split(got, "\n")
+		for _, line := range is {
+			if !slices.Contains(was, line) {
+				t.Errorf("is not in %s: %s", file, line)
+			}
+		}
+		for _, line := range was {
+			if !slices.Contains(is, line) {
+				t.Errorf("is in %s, and is no more: %s", file, line)
+			}
 		}
 	}
 }

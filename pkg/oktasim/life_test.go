@@ -531,3 +531,27 @@ func TestConfigIsChecked(t *testing.T) {
 		}
 	}
 }
+
+// TestQuietEmitsNothingMore: in the middle of a scenario too.
+func TestQuietEmitsNothingMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		org, err := oktasim.New(oktasim.Config{Listen: "none", Rate: 10, ScenarioEvery: time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- org.Run(ctx) }()
+		time.Sleep(5 * time.Second)
+		org.Quiet()
+		before := org.Truth().Summary().Emitted
+		time.Sleep(10 * time.Minute)
+		if after := org.Truth().Summary().Emitted; before == 0 || after != before {
+			t.Errorf("%d events before, %d after", before, after)
+		}
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}

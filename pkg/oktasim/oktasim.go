@@ -26,22 +26,22 @@ import (
 
 // Config is an org. The zero value is a quiet org in memory on a free loopback port.
 type Config struct {
-	Listen    string `yaml:"listen"`     // empty: 127.0.0.1:0; none: Run serves nothing, use Handler
+	Listen    string `yaml:"listen"`     // empty: 127.0.0.1:7070 of `oktawatch sim`, else a free port; none: Run serves nothing, use Handler
 	DataDir   string `yaml:"data_dir"`   // empty: all in memory; else the System Log and the hooks are kept there over restarts
 	TruthFile string `yaml:"truth_file"` // empty: none; else the ground truth is appended there as JSON lines
 	MaxEvents int    `yaml:"max_events"` // zero: 250000, in memory 50000; beyond it the oldest are forgotten
 
 	Seed          uint64        `yaml:"seed"`           // zero: 1; users, devices and ids follow from it
 	Users         int           `yaml:"users"`          // zero: 200
-	Rate          float64       `yaml:"rate"`           // ordinary events a second; zero: none
+	Rate          float64       `yaml:"rate"`           // ordinary events a second; by default 5 of `oktawatch`; zero: none
 	LateShare     float64       `yaml:"late_share"`     // zero: none; share of ordinary events persisted late
 	LateBy        time.Duration `yaml:"late_by"`        // zero: 30s; the longest such delay
-	ScenarioEvery time.Duration `yaml:"scenario_every"` // zero: never; one scenario of the list is played that often
+	ScenarioEvery time.Duration `yaml:"scenario_every"` // one scenario of the list is played that often; by default 5s of `oktawatch`; zero: never
 	Scenarios     []string      `yaml:"scenarios"`      // empty: all; which ones take turns
-	ScenarioPace  float64       `yaml:"scenario_pace"`  // zero: 1; 10 plays ten times as fast, below zero without pauses
+	ScenarioPace  float64       `yaml:"scenario_pace"`  // by default 5 of `oktawatch`; zero: 1; 10 plays ten times as fast, below zero without pauses
 
 	Engine    string         `yaml:"engine"`     // empty: idx; v1 is a Classic org, without devices
-	APITokens []string       `yaml:"api_tokens"` // empty: DefaultToken; the SSWS tokens that work
+	APITokens []string       `yaml:"api_tokens"` // empty: 00simulated-oktawatch-token, of the demo one made at its first start; the SSWS tokens that work
 	Clients   []Client       `yaml:"clients"`    // OAuth service apps
 	Limits    map[string]int `yaml:"limits"`     // requests a minute of the whole org by bucket (logs, users, user, devices, other); below zero: unlimited
 	Share     int            `yaml:"share"`      // zero: 50; per cent of a bucket that one token may use
@@ -74,6 +74,7 @@ type Org struct {
 
 	genMu   sync.Mutex // the forge, the people's plans and sessions
 	traffic *traffic
+	quiet   bool
 
 	dirMu   sync.RWMutex // status and lastUpdated of people and devices; statuses change under genMu too
 	blocked []*person
@@ -304,6 +305,17 @@ func (o *Org) SetRate(r float64) {
 
 // Pause stops ordinary traffic and scheduled scenarios, or lets them go on.
 func (o *Org) Pause(p bool) { o.paused.Store(p) }
+
+// Quiet stops them for good, and the scenarios that are being played with them: the org goes on answering and delivering, and emits
+// nothing more.
+func (o *Org) Quiet() {
+	o.paused.Store(true)
+	o.genMu.Lock() // what is being emitted is out when Quiet returns
+	defer o.genMu.Unlock()
+	o.quiet = true
+}
+
+var errQuiet = errors.New("the org was told to be quiet")
 
 // tick emits ordinary traffic at the rate set.
 func (o *Org) tick(ctx context.Context) error {

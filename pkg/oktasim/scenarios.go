@@ -2,6 +2,7 @@ package oktasim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -361,6 +362,10 @@ func (o *Org) Play(ctx context.Context, name string, pace float64) ([]uint64, er
 				return seqs, fmt.Errorf("play scenario %s: %w", name, ctx.Err())
 			}
 			o.genMu.Lock()
+			if o.quiet {
+				o.genMu.Unlock()
+				return seqs, fmt.Errorf("play scenario %s: %w", name, errQuiet)
+			}
 			now := o.now()
 			s := st.event(c, n)
 			s.scenario = name
@@ -398,7 +403,7 @@ func (o *Org) perform(ctx context.Context) error {
 			n++
 			o.log.Info("scenario begins", "scenario", p.name, "pace", p.pace)
 			go func() {
-				if _, err := o.Play(ctx, p.name, p.pace); err != nil && ctx.Err() == nil {
+				if _, err := o.Play(ctx, p.name, p.pace); err != nil && ctx.Err() == nil && !errors.Is(err, errQuiet) {
 					o.log.Warn("scenario broke off", "scenario", p.name, "error", err)
 				}
 				done <- struct{}{}

@@ -17,7 +17,8 @@ import (
 )
 
 // Plainer turns Avro bytes of one schema, of whatever version, into JSON for people: fields in the schema's order,
-// ordinary nulls, RFC 3339 times, and bytes that hold JSON as that JSON. Safe for concurrent use.
+// ordinary nulls, RFC 3339 times, and bytes that hold JSON as that JSON where readers can take it (IsPlainJSON): else bytes are a
+// string, and `base64:…` when they are no UTF-8. Safe for concurrent use.
 type Plainer struct {
 	codec *goavro.Codec
 	root  *node
@@ -316,7 +317,7 @@ func (n *node) write(b *bytes.Buffer, v any) error {
 		b.WriteByte(']')
 	case []byte:
 		switch {
-		case len(x) > 0 && json.Valid(x):
+		case IsPlainJSON(x):
 			return json.Compact(b, x)
 		case utf8.Valid(x):
 			writeText(b, string(x))
@@ -341,6 +342,34 @@ func (n *node) write(b *bytes.Buffer, v any) error {
 		b.Write(j)
 	}
 	return nil
+}
+
+// plainDepth is how deep JSON may be nested to be shown as such: jq 1.6, for one, ends at 256.
+const plainDepth = 200
+
+// IsPlainJSON says whether bytes can stand in a JSON document for any reader: JSON, in UTF-8 (which encoding/json does not ask for
+// inside strings), and not nested so deep that readers give up.
+func IsPlainJSON(b []byte) bool {
+	if len(b) == 0 || !utf8.Valid(b) || !json.Valid(b) {
+		return false
+	}
+	depth, quoted := 0, false
+	for i := 0; i < len(b); i++ {
+		switch c := b[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '{' || c == '[':
+			if depth++; depth > plainDepth {
+				return false
+			}
+		case c == '}' || c == ']':
+			depth--
+		}
+	}
+	return true
 }
 
 func writeFloat(b *bytes.Buffer, x float64) {

@@ -228,7 +228,12 @@ func TestPlain(t *testing.T) {
 	for name, tc := range map[string]struct {
 		value []byte
 		want  string
-	}{"null": {nil, `null`}, "text": {[]byte("a\"b"), `"a\"b"`}, "binary": {[]byte{0xff}, `"base64:/w=="`}, "json": {[]byte(`[1, 2]`), `[1,2]`}} {
+	}{
+		"null": {nil, `null`}, "text": {[]byte("a\"b"), `"a\"b"`}, "binary": {[]byte{0xff}, `"base64:/w=="`}, "json": {[]byte(`[1, 2]`), `[1,2]`},
+		"json that is no UTF-8":        {[]byte("[\"\xff\"]"), `"base64:WyL/Il0="`},
+		"json as deep as readers take": {deep(200), string(deep(200))}, "deeper": {deep(201), `"` + string(deep(201)) + `"`},
+		"brackets in text": {[]byte(`"` + strings.Repeat(`[\"`, 300) + `"`), `"` + strings.Repeat(`[\"`, 300) + `"`},
+	} {
 		b, err := (&State{Transaction: 1, Value: tc.value}).AppendAvro(nil)
 		if err != nil {
 			t.Fatal(err)
@@ -242,6 +247,8 @@ func TestPlain(t *testing.T) {
 		t.Errorf("cut bytes: %v", err)
 	}
 }
+
+func deep(n int) []byte { return []byte(strings.Repeat("[", n) + strings.Repeat("]", n)) }
 
 // TestPlainReadsAnySchema: other people's schemas have types that ours do not.
 func TestPlainReadsAnySchema(t *testing.T) {

@@ -177,7 +177,7 @@ func (s *scope) compile(r *Rule) *Compiled {
 	for _, k := range r.Alert.DedupKey {
 		c.dedup = append(c.dedup, need(s.lang.compile(keys, k, "dedup.key", str, strs)))
 	}
-	if !ok {
+	if !ok || !patternsCompile(c, vars, consts) {
 		return nil
 	}
 	rd := newReads(s.lang, named)

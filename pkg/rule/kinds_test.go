@@ -72,6 +72,30 @@ func TestKindFindings(t *testing.T) {
 	}
 }
 
+// TestPatternOfAParam: a pattern that a site sets is checked as one that is written.
+func TestPatternOfAParam(t *testing.T) {
+	rest := func(pattern string) string {
+		return "params: {re: '" + pattern + "'}\nvars: {ok: event.actor.id.matches(params.re)}\ndetection: {kind: match, where: vars.ok}\n"
+	}
+	one(t, rest("^00u"))
+	_, problems := load(t, map[string]string{"p/x.yaml": "id: x\ntitle: X\nseverity: low\n" + rest("(00u")})
+	if len(problems) != 1 || !strings.Contains(problems[0].String(), "params.re is used as a pattern and does not compile") {
+		t.Errorf("%v", problems)
+	}
+}
+
+// TestBoundedLists: what works on a list of bounded length has a bounded cost.
+func TestBoundedLists(t *testing.T) {
+	for _, having := range []string{
+		`evidence.map(e, e.actor.id).distinct().size() > 1`, `evidence.map(e, e.actor.id).sort()[0] == "a"`, `evidence.sortBy(e, e.published)[0].uuid == "a"`,
+		`evidence.map(e, e.target.map(t, t.id)).flatten().distinct().size() > 1`,
+	} {
+		if _, problems := compileDetection(t, "kind: aggregate\nwindow: 5m\nhaving: "+quoted(having), ""); len(problems) > 0 {
+			t.Errorf("%s: %v", having, problems)
+		}
+	}
+}
+
 // TestKindReads looks at what is worked out of rules with memory.
 func TestKindReads(t *testing.T) {
 	set, problems := compileDetection(t, `kind: sequence

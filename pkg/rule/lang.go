@@ -2,6 +2,7 @@ package rule
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"regexp"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"github.com/google/cel-go/common"
 	celast "github.com/google/cel-go/common/ast"
 	"github.com/google/cel-go/common/types"
+	"github.com/google/cel-go/common/types/ref"
 	"github.com/google/cel-go/ext"
 )
 
@@ -39,6 +41,7 @@ func newLanguage() (*language, error) {
 		cel.DefaultUTCTimeZone(true),
 		cel.ParserExpressionSizeLimit(maxExprChars),
 		cel.ParserRecursionLimit(100),
+		cel.CostEstimatorOptions(boundedLists()...),
 	}
 	for _, f := range l.funcs {
 		opts = append(opts, f.opt)
@@ -228,7 +231,7 @@ func (l *language) validate(a *celast.AST, report func(id int64, check, format s
 			}
 		case celast.CallKind:
 			c := e.AsCall()
-			if fn := c.FunctionName(); (fn == "matches" || fn == "extract") && len(c.Args()) > 0 {
+			if isPattern(c) {
 				arg := c.Args()[len(c.Args())-1]
 				if arg.Kind() == celast.LiteralKind {
 					if s, ok := arg.AsLiteral().(types.String); ok {
@@ -255,6 +258,44 @@ func (l *language) validate(a *celast.AST, report func(id int64, check, format s
 		}
 	}
 	walk(a.Expr(), 0)
+}
+
+// patternsCompile checks the patterns that are params: those that are literals were checked with their expressions.
+func patternsCompile(c *Compiled, vars map[string]*program, consts map[string]ref.Val) bool {
+	bad := map[string]error{}
+	var walk func(e celast.Expr)
+	walk = func(e celast.Expr) {
+		if e.Kind() == celast.CallKind {
+			if call := e.AsCall(); isPattern(call) {
+				if arg := call.Args()[len(call.Args())-1]; arg.Kind() == celast.IdentKind {
+					if s, ok := consts[arg.AsIdent()].(types.String); ok {
+						if _, err := regexp.Compile(string(s)); err != nil {
+							bad[arg.AsIdent()] = err
+						}
+					}
+				}
+			}
+		}
+		for _, k := range children(e) {
+			walk(k)
+		}
+	}
+	for p := range c.programs() {
+		walk(p.ast.Expr())
+	}
+	for _, p := range vars {
+		if p != nil {
+			walk(p.ast.Expr())
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(bad)) {
+		c.doc.add(0, checkPattern, "%s is used as a pattern and does not compile (%v): write RE2 syntax", name, bad[name])
+	}
+	return len(bad) == 0
+}
+
+func isPattern(c celast.CallExpr) bool {
+	return (c.FunctionName() == "matches" || c.FunctionName() == "extract") && len(c.Args()) > 0
 }
 
 // children lists the expressions directly inside one.
@@ -341,6 +382,23 @@ func (sizes) EstimateCallCost(function, overload string, _ *checker.AstNode, _ [
 		return cost(50)
 	}
 	return nil
+}
+
+// boundedLists takes the place of the libraries' own estimates where those know no bound for a list that was made by map or flatten.
+func boundedLists() []checker.CostOption {
+	overloads := []string{"list_distinct", "list_flatten", "list_flatten_int"}
+	for _, t := range []*cel.Type{cel.IntType, cel.UintType, cel.DoubleType, cel.BoolType, cel.DurationType, cel.TimestampType, cel.StringType, cel.BytesType} {
+		overloads = append(overloads, fmt.Sprintf("list_%s_sort", t.TypeName()), fmt.Sprintf("list_%s_sortByAssociatedKeys", t.TypeName()))
+	}
+	var out []checker.CostOption
+	for _, o := range overloads {
+		out = append(out, checker.OverloadCostEstimate(o, func(checker.CostEstimator, *checker.AstNode, []checker.AstNode) *checker.CallEstimate {
+			return &checker.CallEstimate{
+				CostEstimate: checker.CostEstimate{Min: 1, Max: 2 * estimatedList * estimatedList}, ResultSize: &checker.SizeEstimate{Max: estimatedList},
+			}
+		}))
+	}
+	return out
 }
 
 func estimate(env *cel.Env, a *cel.Ast) (cost uint64, err error) {

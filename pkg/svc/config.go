@@ -405,7 +405,7 @@ func redact(v reflect.Value, secret bool) any {
 		}
 		v = v.Elem()
 	}
-	if secret && !v.IsZero() {
+	if secret && v.Kind() != reflect.Slice && !v.IsZero() { // of a list, each element
 		return "***"
 	}
 	if d, ok := reflect.TypeAssert[time.Duration](v); ok {
@@ -444,7 +444,7 @@ func redact(v reflect.Value, secret bool) any {
 	case reflect.Slice, reflect.Array:
 		out := make([]any, 0, v.Len())
 		for i := range v.Len() {
-			out = append(out, redact(v.Index(i), false))
+			out = append(out, redact(v.Index(i), secret))
 		}
 		return out
 	case reflect.String:

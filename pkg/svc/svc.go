@@ -39,6 +39,15 @@ const (
 // StopBudget is how long a clean stop may take; after it the process ends with ExitRuntime.
 const StopBudget = 25 * time.Second
 
+// Signals ask a process to end. A terminal that goes away (SIGHUP) asks too, unless the process was started not to mind (nohup).
+func Signals() []os.Signal {
+	list := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) {
+		list = append(list, syscall.SIGHUP)
+	}
+	return list
+}
+
 // SameSignal is how long after a signal another is taken for the same one, as timeout(1) sends two; later ones end the process at once.
 const SameSignal = time.Second
 
@@ -105,7 +114,7 @@ func wrap(name string, cfg any) reflect.Value {
 // Main runs a service as a process and does not return.
 func Main(name string, run func(ctx context.Context, p *Process) error) {
 	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	signal.Notify(signals, Signals()...)
 	m := program{name: name, args: os.Args[1:], environ: os.Environ(), stdout: os.Stdout, stderr: os.Stderr, signals: signals}
 	os.Exit(m.main(context.Background(), run))
 }

@@ -52,7 +52,7 @@ func (rec Record) Plain(ctx context.Context) (json.RawMessage, error) {
 
 // anything shows bytes that nothing is known about.
 func anything(b []byte) json.RawMessage {
-	if json.Valid(b) {
+	if record.IsPlainJSON(b) {
 		var out bytes.Buffer
 		if json.Compact(&out, b) == nil {
 			return out.Bytes()

@@ -10,14 +10,17 @@ import (
 
 // StageState is how a stage looks from outside: what its group, its inputs and its dead letters on the cluster say.
 type StageState struct {
-	Group       Group     `json:"-"`
-	Stage       string    `json:"stage"`        // service.stage
-	Alive       bool      `json:"alive"`        // has members
-	Members     int       `json:"members"`      //
-	State       string    `json:"state"`        // the group's state, as Kafka names it
-	Lag         int64     `json:"lag"`          // records written to its inputs and not yet committed
-	DeadLetters int64     `json:"dead_letters"` // records in the dead letter topics of its inputs
-	LastEvent   time.Time `json:"last_event"`   // timestamp of the newest record of its inputs; zero: none
+	Group   Group  `json:"-"`
+	Stage   string `json:"stage"`   // service.stage
+	Alive   bool   `json:"alive"`   // has members
+	Members int    `json:"members"` //
+	State   string `json:"state"`   // the group's state, as Kafka names it
+	Lag     int64  `json:"lag"`     // records written to its inputs and not yet committed
+	// DeadLetters are the records in the dead letter topics of its inputs. Offsets alone, which is all that is read here, count the
+	// markers of transactions too: AtMost says so, until somebody has counted.
+	DeadLetters int64      `json:"dead_letters"`
+	AtMost      bool       `json:"dead_letters_at_most,omitempty"`
+	LastEvent   *time.Time `json:"last_event"` // timestamp of the newest record of its inputs, of ingest the newest it took; nil: none
 }
 
 // Stages reads the state of every stage from the cluster.
@@ -63,12 +66,19 @@ func Stages(ctx context.Context, adm *kadm.Client, prefix string) ([]StageState,
 					s.DeadLetters += end.Offset - start.Offset
 				}
 			}
+		}
+		events := g.Inputs
+		if g.Service == Ingest { // its input is a table, whose times are no event's: what it took stands here
+			events = []Topic{Raw}
+		}
+		for _, in := range events {
 			for _, o := range newest[in.Full(prefix)] {
-				if t := time.UnixMilli(o.Timestamp).UTC(); o.Err == nil && o.Timestamp > 0 && t.After(s.LastEvent) {
-					s.LastEvent = t
+				if t := time.UnixMilli(o.Timestamp).UTC(); o.Err == nil && o.Timestamp > 0 && (s.LastEvent == nil || t.After(*s.LastEvent)) {
+					s.LastEvent = &t
 				}
 			}
 		}
+		s.AtMost = s.DeadLetters > 0
 		out = append(out, s)
 	}
 	return out, nil

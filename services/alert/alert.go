@@ -40,7 +40,7 @@ type Receiver struct {
 	Name        string         `yaml:"name"`         // unique; kept in the state, so a renamed receiver is a new one
 	Sink        string         `yaml:"sink"`         // a kind of kinds.go: terminal, webhook
 	MinSeverity string         `yaml:"min_severity"` // empty: info; less severe alerts are not told
-	With        map[string]any `yaml:"with"`         // the sink's options
+	With        map[string]any `yaml:"with"`         // the sink's options: docs/sinks.md
 }
 
 const (
@@ -95,6 +95,16 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	if deps.Bus == nil {
 		return nil, errors.New("alert: no bus")
 	}
+	return build(cfg, deps)
+}
+
+// Check says what New would find wrong with the configuration, to who has no bus yet.
+func (c Config) Check() error {
+	_, err := build(c, Deps{})
+	return err
+}
+
+func build(cfg Config, deps Deps) (*Service, error) {
 	if deps.Log == nil {
 		deps.Log = slog.New(slog.DiscardHandler)
 	}

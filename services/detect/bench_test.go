@@ -24,11 +24,22 @@ func TestApart(t *testing.T) { bustest.ServeApart(t) }
 
 const benchEvents = 60_000
 
-// BenchmarkShare measures detect with the whole pack beside a pass-through of the same System Log records. ordinary: the traffic of
-// ordinary days, every sign-in a detection of mode signal, with an attack now and then. attacks: attacks alone, the worst there can be.
+// BenchmarkShare measures detect beside a pass-through of the same System Log records. ordinary: the traffic of ordinary days, every
+// sign-in a detection of mode signal, with an attack now and then, by the twelve match rules. attacks: attacks alone, the worst there can
+// be. pack: ordinary traffic by the whole pack, rules with memory too.
 func BenchmarkShare(b *testing.B) {
-	for name, ordinary := range map[string]int{"ordinary": 2000, "attacks": 0} {
-		b.Run(name, func(b *testing.B) { share(b, ordinary, Config{}) })
+	for _, bc := range []struct {
+		name     string
+		ordinary int
+		rules    []string
+	}{{"ordinary", 2000, twelve}, {"attacks", 0, twelve}, {"pack", 2000, nil}} {
+		b.Run(bc.name, func(b *testing.B) {
+			cfg := Config{}
+			if bc.rules != nil {
+				cfg = packOf(b, bc.rules...)
+			}
+			share(b, bc.ordinary, cfg)
+		})
 	}
 }
 

@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -24,6 +25,10 @@ var (
 	findGap = finding.Finding{
 		Kind: finding.SourceHealth, Name: "source-gap", Title: "Okta refused the poller's cursor: events may be missing", Severity: 3,
 		Runbook: "Polling began again shortly before its last good answer. Events that Okta stored while the cursor was of no use can be fetched by a backfill of that time.",
+	}
+	findPage = finding.Finding{
+		Kind: finding.SourceHealth, Name: "source-page-too-large", Title: "Okta's answer is over 64 MiB for a single event: polling stands still", Severity: 4,
+		Runbook: "Look at what answers at the source's org_url: no event of Okta's is so large. Polling asks again each half minute and goes on where it stood.",
 	}
 	findHook401 = finding.Finding{
 		Kind: finding.SourceHealth, Name: "hook-unauthorized", Title: "Event hook deliveries carry a wrong secret", Severity: 3,
@@ -126,6 +131,14 @@ func (src *source) finding(f finding.Finding, org string, now time.Time, detail 
 		d.Labels = map[string]string{finding.TestOrg: "true"}
 	}
 	return d
+}
+
+// sizeAndUUID says which event is meant, as far as it says so itself.
+func sizeAndUUID(size int64, uuid string) string {
+	if uuid == "" {
+		return fmt.Sprintf("%d bytes, without a uuid", size)
+	}
+	return fmt.Sprintf("%d bytes, uuid %s", size, uuid)
 }
 
 // warnings keeps the last days' findings of one part, newest last.

@@ -72,7 +72,9 @@ func (s *Service) openHooks(ctx context.Context) (*hooks, error) {
 		return h, nil
 	}
 	if s.public == nil {
-		s.log.Info("no event hook: ingest.hook.public_url is not set; events come by polling alone")
+		if s.deps.Hook == nil {
+			s.log.Info("no event hook: ingest.hook.public_url is not set; events come by polling alone")
+		}
 		return h, nil
 	}
 	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", s.cfg.Hook.Listen)
@@ -88,7 +90,9 @@ func (s *Service) openHooks(ctx context.Context) (*hooks, error) {
 		}
 		h.base = "http://" + addr + s.cfg.Hook.Path
 	}
-	s.log.Info("event hook endpoint", "listen", ln.Addr().String(), "public_url", h.base)
+	if s.deps.Hook == nil {
+		s.log.Info("event hook endpoint", "listen", ln.Addr().String(), "public_url", h.base)
+	}
 	return h, nil
 }
 
@@ -331,17 +335,28 @@ func (h *hooks) take(ctx context.Context, src *source, body []byte, received tim
 	}
 	if len(oversize) > 0 {
 		h.s.m.oversize.With(src.id, wayHook).Add(float64(len(oversize)))
-		h.raise(ctx, src, findOversize, fmt.Sprintf("%d bytes, uuid %s", biggest(oversize), oversize[0].rec.UUID))
+		h.raise(ctx, src, findOversize, sizeAndUUID(biggest(oversize), oversize[0].rec.UUID))
 	}
 	return nil
 }
 
-// bury puts a body that nobody can read among the dead letters, in parts where it is larger than they may be.
+// bury keeps a body that nobody can read, and counts it.
 func (h *hooks) bury(ctx context.Context, src *source, body []byte, reason error) error {
 	org, err := src.org()
 	if err != nil {
 		return err
 	}
+	if err := h.s.bury(ctx, "hook", src.id, org, body, int64(len(body)), fmt.Errorf("event hook delivery: %w", reason)); err != nil {
+		return err
+	}
+	src.hookNote(func(s *hookState) { s.st.Requests++; s.fail(fmt.Errorf("a delivery could not be read: %w", reason)) })
+	h.log.Warn("event hook delivery with the right secret is not readable; it is among the dead letters", "source", src.id, "bytes", len(body), "reason", reason.Error())
+	return nil
+}
+
+// bury puts a body that nobody can read among the dead letters, in parts where it is larger than they may be. way is the stage, and
+// begins the headers; size is that of the whole body, of which the end may be left out.
+func (s *Service) bury(ctx context.Context, way, source, org string, body []byte, size int64, reason error) error {
 	sum := sha256.Sum256(body)
 	sha := hex.EncodeToString(sum[:])
 	parts := slices.Collect(slices.Chunk(body, topics.Raw.MaxBytes-(64<<10)))
@@ -349,18 +364,15 @@ func (h *hooks) bury(ctx context.Context, src *source, body []byte, reason error
 		parts = [][]byte{{}}
 	}
 	for i, part := range parts {
-		err := h.s.deps.Bus.Sender().DeadLetter(ctx, topics.Raw, topics.Group{Service: topics.Ingest, Stage: "hook"}, org+"/"+sha, part, "unreadable",
-			fmt.Errorf("event hook delivery: %w", reason),
-			bus.WithHeader("hook.source", []byte(src.id)),
-			bus.WithHeader("hook.part", fmt.Appendf(nil, "%d/%d", i+1, len(parts))),
-			bus.WithHeader("hook.size", strconv.AppendInt(nil, int64(len(body)), 10)),
-			bus.WithHeader("hook.sha256", []byte(sha)))
+		err := s.deps.Bus.Sender().DeadLetter(ctx, topics.Raw, topics.Group{Service: topics.Ingest, Stage: way}, org+"/"+sha, part, "unreadable", reason,
+			bus.WithHeader(way+".source", []byte(source)),
+			bus.WithHeader(way+".part", fmt.Appendf(nil, "%d/%d", i+1, len(parts))),
+			bus.WithHeader(way+".size", strconv.AppendInt(nil, size, 10)),
+			bus.WithHeader(way+".sha256", []byte(sha)))
 		if err != nil {
 			return err
 		}
 	}
-	src.hookNote(func(s *hookState) { s.st.Requests++; s.fail(fmt.Errorf("a delivery could not be read: %w", reason)) })
-	h.log.Warn("event hook delivery with the right secret is not readable; it is among the dead letters", "source", src.id, "bytes", len(body), "reason", reason.Error())
 	return nil
 }
 

@@ -42,6 +42,7 @@ type SourceConfig struct {
 	ID           string     `yaml:"id"`            // name of the source in every topic and metric; lower-case letters, digits, - and _
 	Name         string     `yaml:"name"`          // empty: none; for people
 	OrgURL       string     `yaml:"org_url"`       // https://<org>.okta.com; a loopback address is a test org
+	Org          string     `yaml:"-"`             // the org's id where it is known beforehand; empty: asked for
 	CustomDomain bool       `yaml:"custom_domain"` // true: org_url is a domain of the org's own
 	TokenFile    string     `yaml:"token_file"`    // file with the API token; read again when it changes
 	TokenEnv     string     `yaml:"token_env"`     // or: name of the environment variable that holds it
@@ -97,6 +98,8 @@ type Deps struct {
 	DataDir string                                                   // set: a hook without secret_files makes its secret there
 	Unclean bool                                                     // the embedded broker was not stopped cleanly: begin one page before the cursors
 
+	Hook func(listen, public string) // nil: it is logged; called once, with where the hook listens and what Okta is told, both empty where there is none
+
 	Recovered func() // nil: nobody asks; called once, when after an unclean stop every polled source has committed a page
 }
 
@@ -135,6 +138,21 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	if deps.Bus == nil {
 		return nil, errors.New("ingest needs a bus")
 	}
+	s, err := build(cfg, deps)
+	if err != nil {
+		return nil, err
+	}
+	deps.Ready("sources", s.sources.ready)
+	return s, nil
+}
+
+// Check says what New would find wrong with the configuration, to who has no bus yet. dataDir is that of Deps.
+func (c Config) Check(dataDir string) error {
+	_, err := build(c, Deps{Log: slog.New(slog.DiscardHandler), Getenv: os.Getenv, DataDir: dataDir})
+	return err
+}
+
+func build(cfg Config, deps Deps) (*Service, error) {
 	if len(cfg.Roles) == 0 {
 		cfg.Roles = []string{roleHook, rolePoller}
 	}
@@ -177,7 +195,6 @@ func New(cfg Config, deps Deps) (*Service, error) {
 		return nil, fmt.Errorf("ingest.hook: %w", err)
 	}
 	s.sources = newSources(s)
-	deps.Ready("sources", s.sources.ready)
 	return s, nil
 }
 

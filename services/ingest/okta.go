@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -167,10 +168,33 @@ func statusOf(err error) int {
 	return 0
 }
 
+// pageError is a good answer that is no page of events: something else answers in Okta's place.
+type pageError struct {
+	err  error
+	body []byte
+}
+
+func (e *pageError) Error() string {
+	return "the answer is no page of events: " + e.err.Error() + "; something else than the org answers: check org_url (OKTA_ORG_URL), and whether a proxy or a login page is in between"
+}
+func (e *pageError) Unwrap() error { return e.err }
+
+// elsewhere is what to say of an answer that sends us on; empty for every other.
+func elsewhere(status int, h http.Header) string {
+	if status < 300 || status > 399 {
+		return ""
+	}
+	to := "elsewhere"
+	if u, err := url.Parse(h.Get("Location")); err == nil && u.Host != "" {
+		to = "to " + u.Host
+	}
+	return "it sends us " + to + ", where no token is sent: check org_url (OKTA_ORG_URL), and whether a proxy or a login page is in between"
+}
+
 // failed makes one error of what the SDK and the transport say.
 func (o *org) failed(what string, a *answer, err error) error {
 	if a.status != 0 && (a.status < 200 || a.status > 299) {
-		e := &statusError{what: what, status: a.status, header: a.header}
+		e := &statusError{what: what, status: a.status, header: a.header, text: elsewhere(a.status, a.header)}
 		if oe, ok := errors.AsType[*okta.Error](err); ok {
 			e.text = strings.TrimSpace(oe.ErrorCode + " " + oe.ErrorSummary)
 			for _, c := range oe.ErrorCauses {
@@ -208,7 +232,8 @@ func (o *org) identity(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("%s: %w", what, err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		return "", &statusError{what: what, status: resp.StatusCode, text: "is it an Okta org's address?", header: resp.Header}
+		text := cmp.Or(elsewhere(resp.StatusCode, resp.Header), "is it an Okta org's address?")
+		return "", &statusError{what: what, status: resp.StatusCode, text: text, header: resp.Header}
 	}
 	var who struct {
 		ID string `json:"id"`
@@ -252,7 +277,7 @@ func (o *org) logs(ctx context.Context, at string) (page, error) {
 		return p, err
 	}
 	if p.events, err = elements(a.body); err != nil {
-		return p, fmt.Errorf("%s: the answer is no page of events: %w", what, err)
+		return p, fmt.Errorf("%s: %w", what, &pageError{err, a.body})
 	}
 	if p.next, err = nextOf(a.header.Values("Link")); err != nil {
 		return p, fmt.Errorf("%s: %w", what, err)

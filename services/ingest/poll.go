@@ -2,12 +2,15 @@ package ingest
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -47,6 +50,8 @@ type poller struct {
 	beat     time.Time // when the status was last written
 	told     string    // state last written
 	failures int       // in a row
+	refusal  string    // what kind of refusal was last logged; empty: Okta answers
+	kept     []string  // day and hash of the answers put among the dead letters, newest last
 	token    string    // of the last request
 	limit    int       // events a page while Okta cannot answer larger ones; 0: what the link says
 	window   time.Time // end of the rate window
@@ -246,7 +251,7 @@ func (p *poller) poll(ctx context.Context, org string) (time.Duration, error) {
 		p.s.sources.committed(p.src.id)
 		p.s.m.page.With(p.src.id).Observe(time.Since(began).Seconds())
 	}
-	p.failures = 0
+	p.failures, p.refusal = 0, ""
 	p.src.trouble(partPoll, nil)
 	if p.limit > 0 && full {
 		p.limit = min(2*p.limit, maxLimit)
@@ -302,8 +307,8 @@ func (p *poller) commit(ctx context.Context, org string, pg page, full bool, mos
 	}
 	var found *record.Detection
 	if len(big) > 0 && p.s.find.new(p.src.id, findOversize, now) {
-		detail := fmt.Sprintf("%d bytes, uuid %s", biggest(raws), big[0])
-		found = p.src.finding(findOversize, org, now, detail, big[0])
+		detail := sizeAndUUID(biggest(raws), big[0])
+		found = p.src.finding(findOversize, org, now, detail, slices.DeleteFunc(slices.Clone(big[:1]), func(uuid string) bool { return uuid == "" })...)
 		warn.add(now, warningOf(findOversize, now, detail))
 	}
 	st.Warnings = warn.list
@@ -442,7 +447,8 @@ func (p *poller) refused(ctx context.Context, org string, err error) (time.Durat
 		}
 		p.fail(err)
 		p.src.trouble(partPoll, err)
-		if p.failures == 1 {
+		if kind := fmt.Sprint(status, noToken); kind != p.refusal {
+			p.refusal = kind
 			p.log.Error("okta refuses to be polled; trying on slowly", "error", err.Error())
 		}
 		if noToken || status == http.StatusUnauthorized || status == http.StatusForbidden {
@@ -452,19 +458,31 @@ func (p *poller) refused(ctx context.Context, org string, err error) (time.Durat
 		}
 		return p.untilTokenChanges(ctx)
 	}
-	// Everything else passes: 5xx, timeouts, the network.
+	// Everything else passes: 5xx, timeouts, the network, what a proxy answers in Okta's place.
+	p.refusal = ""
 	p.fail(err)
+	if pe, ok := errors.AsType[*pageError](err); ok {
+		p.keep(ctx, org, pe)
+	}
 	if p.failures == 3 {
 		p.log.Warn("okta cannot be polled; trying on", "error", err.Error())
 	}
 	if p.failures >= 3 {
 		p.src.trouble(partPoll, err)
 	}
-	if status == http.StatusInternalServerError && p.failures >= 2 || errors.Is(err, errTooMuch) {
+	tooMuch := errors.Is(err, errTooMuch)
+	if tooMuch && limitOf(withLimit(p.cur.Next, p.limit)) == 1 { // less cannot be asked for
+		p.src.trouble(partPoll, err)
+		if err := p.raise(ctx, org, findPage, ""); err != nil {
+			return 0, err
+		}
+		return slowly + jitter(slowly/2), nil
+	}
+	if status == http.StatusInternalServerError && p.failures >= 2 || tooMuch {
 		p.limit = max(1, limitOf(withLimit(p.cur.Next, p.limit))/2) // its queries end after 30 s: ask for less
 	}
 	backoff := time.Second << min(p.failures-1, 6)
-	if errors.Is(err, errTooMuch) {
+	if tooMuch {
 		backoff = 0
 	}
 	if se, ok := errors.AsType[*statusError](err); ok {
@@ -476,6 +494,28 @@ func (p *poller) refused(ctx context.Context, org string, err error) (time.Durat
 		backoff = min(backoff, 2*time.Second)
 	}
 	return jitter(min(backoff, time.Minute)), p.tellFailing(ctx)
+}
+
+// mostKept bounds what is kept a day of answers that are no pages, should each be another.
+const mostKept = 10
+
+// keep puts an answer that is no page among the dead letters, each a UTC day once. No event is in it that would be lost: that it cannot
+// be kept stops nothing.
+func (p *poller) keep(ctx context.Context, org string, pe *pageError) {
+	today := day(time.Now())
+	sum := sha256.Sum256(pe.body)
+	mark := today + " " + hex.EncodeToString(sum[:])
+	p.kept = slices.DeleteFunc(p.kept, func(k string) bool { return !strings.HasPrefix(k, today) })
+	if slices.Contains(p.kept, mark) || len(p.kept) >= mostKept {
+		return
+	}
+	body := pe.body[:min(len(pe.body), maxHookBody)]
+	if err := p.s.bury(ctx, "poller", p.src.id, org, body, int64(len(pe.body)), fmt.Errorf("answer to a poll: %w", pe)); err != nil {
+		p.log.Warn("an answer that is no page of events could not be kept", "error", err.Error())
+		return
+	}
+	p.kept = append(p.kept, mark)
+	p.log.Warn("okta's answer is no page of events; it is among the dead letters, and polling goes on", "bytes", len(pe.body), "error", pe.Error())
 }
 
 // fail puts an error into the status.

@@ -99,7 +99,7 @@ func (c SourceConfig) check() (*record.Source, error) {
 		return nil, err
 	}
 	s := &record.Source{
-		ID: c.ID, Name: c.Name, URL: base.String(), TestOrg: test, Paused: c.Paused, Labels: map[string]string{}, UpdatedBy: "config",
+		ID: c.ID, Name: c.Name, Org: c.Org, URL: base.String(), TestOrg: test, Paused: c.Paused, Labels: map[string]string{}, UpdatedBy: "config",
 		Poll: &record.SourcePoll{Enabled: !c.HookOnly, IntervalMS: c.Poll.Interval.Milliseconds(), Limit: int32(c.Poll.Limit)},
 	}
 	if c.Poll.Limit < 0 || c.Poll.Limit > maxLimit {
@@ -141,6 +141,12 @@ func (c SourceConfig) check() (*record.Source, error) {
 		return nil, errors.New("neither token_file nor token_env: name where the API token is, or set hook_only: true")
 	}
 	return s, nil
+}
+
+// TestOrg says whether the source's address is one of a test org.
+func (c SourceConfig) TestOrg() bool {
+	_, test, err := checkOrgURL(c.OrgURL, c.CustomDomain)
+	return err == nil && test
 }
 
 const customDomainLabel = "custom_domain"

@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -97,6 +98,13 @@ func (x *sources) run(ctx context.Context) error {
 	hooks, err := x.s.openHooks(ctx)
 	if err != nil {
 		return err
+	}
+	if x.s.deps.Hook != nil {
+		listen := ""
+		if hooks.ln != nil {
+			listen = hooks.ln.Addr().String()
+		}
+		x.s.deps.Hook(listen, hooks.base)
 	}
 	g.Go(func() error { return hooks.serve(ctx) })
 	g.Go(func() error {
@@ -297,9 +305,9 @@ func (x *sources) writeOwn(ctx context.Context) error {
 	for _, id := range slices.Sorted(maps.Keys(x.s.own)) {
 		want := *x.s.own[id]
 		if old := have[id]; old != nil {
-			want.Org, want.Hook = old.Org, old.Hook
-			if old.URL != want.URL {
-				want.Org = ""
+			want.Hook = old.Hook
+			if old.URL == want.URL {
+				want.Org = cmp.Or(want.Org, old.Org)
 			}
 		}
 		if x.s.public != nil && x.s.cfg.Hook.PublicURL != "auto" {

@@ -35,6 +35,7 @@ func (t *tool) settings() (Config, error) {
 	var c struct {
 		Config Config `yaml:",inline"`
 	}
+	c.Config.Sim = simDefaults()
 	err := svc.Load(t.config, os.Environ(), t.sets, &c)
 	return c.Config, err
 }
@@ -52,21 +53,51 @@ func usualVariables(c *svc.Common) (kafka, registry string) {
 	return kafka, registry
 }
 
-// dir is the data directory: flag, environment, config, then the user's state directory.
-func (t *tool) dir(c Config) (string, error) {
-	dir := cmp.Or(t.dataDir, c.DataDir)
-	if dir == "" {
+// demoDir is where the demo keeps its data below the usual directory: there it never meets the sources and cursors of a real org.
+const demoDir = "demo"
+
+// dir is the data directory: flag, environment, config, then (usual) one below the user's state directory.
+func (t *tool) dir(c Config) (dir string, usual bool, err error) {
+	dir = cmp.Or(t.dataDir, c.DataDir)
+	if usual = dir == ""; usual {
 		state := os.Getenv("XDG_STATE_HOME")
 		if state == "" {
 			home, err := os.UserHomeDir()
 			if err != nil {
-				return "", fmt.Errorf("find the data directory: %w; set OKTAWATCH_DATA_DIR", err)
+				return "", usual, fmt.Errorf("find the data directory: %w; set OKTAWATCH_DATA_DIR", err)
 			}
 			state = filepath.Join(home, ".local", "state")
 		}
 		dir = filepath.Join(state, "oktawatch")
 	}
-	return filepath.Abs(dir)
+	dir, err = filepath.Abs(dir)
+	return dir, usual, err
+}
+
+// running is the `oktawatch up` to ask: that of the data directory or, where none was named, else the demo beside it. The error wraps
+// os.ErrNotExist when there is none.
+func (t *tool) running(c Config) (embedded.Run, string, error) {
+	dir, usual, err := t.dir(c)
+	if err != nil {
+		return embedded.Run{}, "", err
+	}
+	run, err := embedded.ReadRun(dir)
+	if !usual {
+		return run, embedded.RunPath(dir), err
+	}
+	demo, demoErr := embedded.ReadRun(filepath.Join(dir, demoDir))
+	switch {
+	case demoErr != nil:
+		return run, embedded.RunPath(dir), err
+	case err == nil:
+		if t.verbose {
+			fmt.Fprintf(t.errs, "a demo runs too: --data-dir %s asks it\n", filepath.Join(dir, demoDir))
+		}
+		return run, embedded.RunPath(dir), nil
+	case !errors.Is(err, os.ErrNotExist):
+		return run, embedded.RunPath(dir), err
+	}
+	return demo, embedded.RunPath(filepath.Join(dir, demoDir)), nil
 }
 
 // connect finds the broker and the registry: by flag, environment, config, then the run.json of a running `oktawatch up`.
@@ -84,16 +115,12 @@ func (t *tool) connect() (connection, error) {
 		c.registry, registryFrom = t.registry, "--registry"
 	}
 	if len(c.kafka.Brokers) == 0 || c.registry == "" {
-		dir, err := t.dir(cfg)
-		if err != nil {
-			return c, err
-		}
-		run, err := embedded.ReadRun(dir)
+		run, path, err := t.running(cfg)
 		switch {
 		case err == nil && len(c.kafka.Brokers) == 0:
-			c.kafka.Brokers, from = []string{run.Kafka}, embedded.RunPath(dir)
+			c.kafka.Brokers, from = []string{run.Kafka}, path
 			if c.registry == "" {
-				c.registry, registryFrom = run.Registry, embedded.RunPath(dir)
+				c.registry, registryFrom = run.Registry, path
 			}
 		case err != nil && !errors.Is(err, os.ErrNotExist):
 			return c, err
@@ -101,6 +128,12 @@ func (t *tool) connect() (connection, error) {
 	}
 	if len(c.kafka.Brokers) > 0 && c.registry == "" {
 		c.registry, registryFrom = "http://127.0.0.1:8081", "default"
+	}
+	if len(c.kafka.Brokers) == 0 {
+		from = "nowhere: none is named and no `oktawatch up` runs"
+	}
+	if c.registry == "" {
+		registryFrom = "nowhere"
 	}
 	if t.verbose {
 		fmt.Fprintf(t.errs, "kafka %s (from %s)\nregistry %s (from %s)\n", dash(strings.Join(c.kafka.Brokers, ",")), from, dash(c.registry), registryFrom)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -21,9 +22,15 @@ import (
 	"github.com/oktawatch/oktawatch/services/ingest"
 )
 
+// The demo's source, by which a data directory of the demo is known.
+const (
+	demoSource = "demo"
+	demoName   = "simulated org"
+)
+
 // startOrg starts the simulated org and waits until it answers.
 func (u *up) startOrg(ctx context.Context, g *errgroup.Group) error {
-	c := simConfig(u.cfg.Sim)
+	c := u.cfg.Sim
 	if c.DataDir == "" {
 		c.DataDir = u.dir + "/okta"
 	}
@@ -45,6 +52,10 @@ func (u *up) startOrg(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error {
 		defer close(u.orgEnded)
 		if err := ended(ctx, u.org.Run(ctx)); err != nil {
+			if errors.Is(err, syscall.ENOSPC) {
+				what, _, _ := strings.Cut(err.Error(), "\n") // each of its files may say the same
+				return fmt.Errorf("the simulated org: %s: free some space on that disk, or set another data directory by OKTAWATCH_DATA_DIR", what)
+			}
 			return fmt.Errorf("the simulated org: %w", err)
 		}
 		return nil
@@ -56,7 +67,7 @@ func (u *up) startOrg(ctx context.Context, g *errgroup.Group) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	u.cfg.Ingest.Sources = []ingest.SourceConfig{{ID: "demo", Name: "simulated org", OrgURL: u.org.URL(), TokenFile: token}}
+	u.cfg.Ingest.Sources = []ingest.SourceConfig{{ID: demoSource, Name: demoName, Org: u.org.ID(), OrgURL: u.org.URL(), TokenFile: token}}
 	if u.cfg.Ingest.Hook.PublicURL == "" {
 		u.cfg.Ingest.Hook.PublicURL = "auto"
 		if u.cfg.Ingest.Hook.Listen == "" {
@@ -67,7 +78,8 @@ func (u *up) startOrg(ctx context.Context, g *errgroup.Group) error {
 }
 
 // watchDemo counts what comes out as an outsider of the pipeline would, until the demo is over, and prints the summary.
-func (u *up) watchDemo(ctx context.Context) error {
+// It is over when its time is, or when somebody asks it to end.
+func (u *up) watchDemo(ctx context.Context, asked <-chan struct{}) error {
 	c := connection{kafka: u.cfg.Common.Kafka, registry: u.cfg.Common.Registry.URL, prefix: u.cfg.Common.Topics.Prefix}
 	r, err := c.openTail()
 	if err != nil {
@@ -85,7 +97,7 @@ func (u *up) watchDemo(ctx context.Context) error {
 	}
 	if u.cfg.Sim.Scenarios == nil { // the first story begins at once: nobody wants to wait for the first alert
 		g.Go(func() error {
-			if _, err := u.org.Play(counting, firstStory, simConfig(u.cfg.Sim).ScenarioPace); err != nil {
+			if _, err := u.org.Play(counting, firstStory, u.cfg.Sim.ScenarioPace); err != nil {
 				u.log.Info("the first story broke off", "error", err) // why, the org says itself
 			}
 			return nil
@@ -100,10 +112,14 @@ func (u *up) watchDemo(ctx context.Context) error {
 	interrupted := false
 	select {
 	case <-ctx.Done():
+		interrupted = true // a part failed, and the pipeline with it
+	case <-asked:
 		interrupted = true
+		u.org.Quiet()
+		u.drain(ctx, n, hurry)
 	case <-over:
 		u.org.Pause(true)
-		u.drain(ctx, n)
+		u.drain(ctx, n, drainFor)
 	}
 	stopCounting()
 	if err := g.Wait(); err != nil {
@@ -119,11 +135,14 @@ func (u *up) watchDemo(ctx context.Context) error {
 
 const firstStory = "phishing-proxy"
 
-// drainFor bounds how long the end of a demo waits for the last events.
-const drainFor = 30 * time.Second
+// How long the end of a demo waits for the last events: one that ends by itself, and one that somebody waits for.
+const (
+	drainFor = 30 * time.Second
+	hurry    = 3 * time.Second
+)
 
-func (u *up) drain(ctx context.Context, n *count) {
-	ctx, cancel := context.WithTimeout(ctx, drainFor)
+func (u *up) drain(ctx context.Context, n *count, most time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
@@ -135,7 +154,8 @@ func (u *up) drain(ctx context.Context, n *count) {
 		case <-tick.C:
 		}
 		now := n.fingerprint()
-		if n.missing(u.org.Truth()) == 0 && u.org.Truth().Summary().Waiting == 0 && now == last {
+		late := most > hurry && u.org.Truth().Summary().Waiting > 0
+		if n.missing(u.org.Truth()) == 0 && !late && now == last {
 			settled++
 		} else {
 			settled = 0
@@ -155,6 +175,7 @@ type count struct {
 	detections map[string]string // id to rule
 	alerts     map[string]string // id to status
 	letters    int
+	refused    int // letters of records that normalize read and could not handle
 }
 
 func newCount(from uint64) *count {
@@ -166,6 +187,9 @@ func (n *count) add(ctx context.Context, t topics.Topic, rec tail.Record) error 
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.letters++
+		if t.Name == topics.Raw.DLQ().Name && writer(rec) == topics.Normalize {
+			n.refused++ // what the hook buries never was in okta.raw.v1
+		}
 		return nil
 	}
 	if rec.Value == nil {
@@ -205,6 +229,25 @@ func (n *count) add(ctx context.Context, t topics.Topic, rec tail.Record) error 
 		n.alerts[v.ID] = v.Status
 	}
 	return nil
+}
+
+// writer is the service that made a record a dead letter.
+func writer(letter tail.Record) string {
+	for _, h := range letter.Headers {
+		if h.Key == "dlq.service" {
+			return string(h.Value)
+		}
+	}
+	return ""
+}
+
+// duplicates is what came in and went nowhere: neither on as a record nor among the dead letters.
+func (n *count) duplicates() int {
+	taken := 0
+	for _, by := range n.raw {
+		taken += by
+	}
+	return taken - n.records - n.refused
 }
 
 func (n *count) fingerprint() string {
@@ -251,14 +294,14 @@ func (n *count) print(u *up, missing int, interrupted bool) {
 	fmt.Fprintf(w, "  events sent by Okta\t%d\n", sent)
 	fmt.Fprintf(w, "  through ingest\t%d\t%s\n", taken, strings.Join(by, ", "))
 	fmt.Fprintf(w, "  through normalize\t%d\trecords of %d events, %d of them again when the complete copy came\n", n.records, len(n.events), n.second)
-	fmt.Fprintf(w, "  duplicates removed\t%d\n", taken-n.records-n.letters)
+	fmt.Fprintf(w, "  duplicates removed\t%d\n", n.duplicates())
 	fmt.Fprintf(w, "  detections\t%d\t%s\n", len(n.detections), strings.Join(what, ", "))
 	fmt.Fprintf(w, "  alerts\t%d\n", len(n.alerts))
 	fmt.Fprintf(w, "  dead letters\t%d\n", n.letters)
 	fmt.Fprintf(w, "  missing: %d\n", missing)
 	_ = w.Flush()
-	if interrupted {
-		fmt.Fprintln(u.out, "  (interrupted: what was on its way is taken up by the next run)")
+	if interrupted && missing > 0 {
+		fmt.Fprintln(u.out, "  (interrupted: what was on its way is taken up by the next run, which does not count it)")
 	}
 }
 

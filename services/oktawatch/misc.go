@@ -1,19 +1,22 @@
 package oktawatch
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
+	"regexp"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/oktawatch/oktawatch/pkg/svc"
-	"github.com/oktawatch/oktawatch/services/oktawatch/internal/embedded"
 )
 
 func isCanceled(err error) bool { return err == nil || errors.Is(err, context.Canceled) }
@@ -35,7 +38,7 @@ func (t *tool) configuration() *cobra.Command {
 	cmd := &cobra.Command{Use: "config", Short: "Look at the configuration"}
 	cmd.AddCommand(&cobra.Command{
 		Use: "print", Short: "Print the configuration in force, secrets left out", Args: cobra.NoArgs,
-		Long: "Prints what --config, the environment and --set add up to, as YAML. A key that is empty or zero has the default docs/configuration.md\nnames. A key nobody knows is an error with its place.",
+		Long: "Prints what --config, the environment and --set add up to, as YAML that --config takes again. Behind a key that is\nempty or zero stands what that means. A key nobody knows is an error with its place.",
 		RunE: func(*cobra.Command, []string) error {
 			c, err := t.settings()
 			if err != nil {
@@ -47,11 +50,53 @@ func (t *tool) configuration() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, err = t.out.Write(b)
+			_, err = t.out.Write(annotate(b))
 			return err
 		},
 	})
 	return cmd
+}
+
+var yamlLine = regexp.MustCompile(`^( *)(- )?([a-z0-9_]+):(?: (.*))?$`)
+
+// annotate writes behind each empty or zero value what it stands for. It reads the lines that svc.Redacted writes, which are plain.
+func annotate(text []byte) []byte {
+	type level struct {
+		indent int
+		key    string
+	}
+	var at []level
+	var out bytes.Buffer
+	for line := range strings.Lines(string(text)) {
+		line = strings.TrimRight(line, "\n")
+		m := yamlLine.FindStringSubmatch(line)
+		if m == nil {
+			out.WriteString(line + "\n")
+			continue
+		}
+		indent := len(m[1]) + len(m[2])
+		for len(at) > 0 && at[len(at)-1].indent >= indent {
+			at = at[:len(at)-1]
+		}
+		if m[2] != "" && len(at) > 0 { // an element of the list above it
+			at[len(at)-1].key = strings.TrimSuffix(at[len(at)-1].key, "[]") + "[]"
+		}
+		at = append(at, level{indent, m[3]})
+		out.WriteString(line)
+		switch m[4] {
+		case `""`, "0", "0.0", "0s", "[]", "{}", "null":
+			var path []string
+			for _, l := range at {
+				path = append(path, l.key)
+			}
+			key := strings.Join(path, ".")
+			if meaning := cmp.Or(zeroMeans(key), zeroMeans(key+"[]")); meaning != "" {
+				out.WriteString("  # " + meaning)
+			}
+		}
+		out.WriteByte('\n')
+	}
+	return out.Bytes()
 }
 
 func (t *tool) healthcheck() *cobra.Command {
@@ -65,11 +110,7 @@ func (t *tool) healthcheck() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				dir, err := t.dir(c)
-				if err != nil {
-					return err
-				}
-				run, err := embedded.ReadRun(dir)
+				run, _, err := t.running(c)
 				if err != nil {
 					return fmt.Errorf("find a running `oktawatch up`: %w", err)
 				}
@@ -89,7 +130,21 @@ func (t *tool) healthcheck() *cobra.Command {
 				return fmt.Errorf("healthcheck: %w", err)
 			}
 			defer resp.Body.Close()
-			if _, err := io.Copy(t.out, io.LimitReader(resp.Body, 64<<10)); err != nil {
+			answer, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+			if err != nil {
+				return fmt.Errorf("healthcheck: read the answer: %w", err)
+			}
+			if t.output == "json" {
+				err = t.json(struct {
+					Ready  bool     `json:"ready"`
+					Status int      `json:"status"`
+					URL    string   `json:"url"`
+					Answer []string `json:"answer"` // line by line
+				}{resp.StatusCode == http.StatusOK, resp.StatusCode, url, strings.Split(strings.TrimSpace(string(answer)), "\n")})
+			} else {
+				_, err = t.out.Write(answer)
+			}
+			if err != nil {
 				return err
 			}
 			if resp.StatusCode != http.StatusOK {

@@ -8,9 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"os/signal"
-	"syscall"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -45,7 +44,7 @@ type tool struct {
 
 // Main runs one command and returns the process's exit code.
 func Main(args []string, out, errs io.Writer) int {
-	signals, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	signals, stop := signal.NotifyContext(context.Background(), svc.Signals()...)
 	defer stop()
 	ctx, cancel := context.WithCancel(context.Background()) // one that is asked to end, whoever asks
 	defer cancel()
@@ -92,7 +91,7 @@ func (t *tool) root() *cobra.Command {
 	f.StringArrayVar(&t.sets, "set", nil, "one configuration `key=value`, over file and environment; may be repeated")
 	f.StringVar(&t.kafka, "kafka", "", "Kafka `brokers`, host:port, comma between them")
 	f.StringVar(&t.registry, "registry", "", "schema registry `URL`, a path is allowed")
-	f.StringVar(&t.dataDir, "data-dir", "", "`directory` of `oktawatch up` (default $OKTAWATCH_DATA_DIR, else $XDG_STATE_HOME/oktawatch)")
+	f.StringVar(&t.dataDir, "data-dir", "", "`directory` of `oktawatch up` (default $OKTAWATCH_DATA_DIR, else $XDG_STATE_HOME/oktawatch, and below it demo for --demo)")
 	f.BoolVarP(&t.verbose, "verbose", "v", false, "say on stderr which broker and registry are used, and why")
 	f.StringVarP(&t.output, "output", "o", "text", "output `format`: text or json")
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
@@ -103,5 +102,23 @@ func (t *tool) root() *cobra.Command {
 		return nil
 	}
 	root.AddCommand(t.up(), t.sim(), t.topics(), t.schemas(), t.rules(), t.detections(), t.status(), t.configuration(), t.healthcheck(), t.version())
+	for _, c := range root.Commands() {
+		if c.HasSubCommands() && !c.Runnable() {
+			c.RunE = needSubcommand
+		}
+	}
 	return root
+}
+
+// needSubcommand is what a command does that only holds others: help, or the word that may have been meant.
+func needSubcommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return cmd.Help()
+	}
+	cmd.SuggestionsMinimumDistance = 2
+	meant := ""
+	if like := cmd.SuggestionsFor(args[0]); len(like) > 0 {
+		meant = ": did you mean " + strings.Join(like, " or ") + "?"
+	}
+	return fmt.Errorf("%s has no command %q%s", cmd.CommandPath(), args[0], meant)
 }

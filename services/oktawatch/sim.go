@@ -1,6 +1,7 @@
 package oktawatch
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,19 +14,12 @@ import (
 	"github.com/oktawatch/oktawatch/pkg/svc"
 )
 
-// simConfig is the org of `oktawatch sim` and of `up --demo`, as people want to see one.
-func simConfig(c oktasim.Config) oktasim.Config {
-	if c.Rate == 0 {
-		c.Rate = 5
-	}
-	if c.ScenarioEvery == 0 {
-		c.ScenarioEvery = 5 * time.Second
-	}
-	if c.ScenarioPace == 0 {
-		c.ScenarioPace = 5
-	}
-	return c
+// simDefaults is the org of `oktawatch sim` and of `up --demo` as people want to see one, where they say nothing else.
+func simDefaults() oktasim.Config {
+	return oktasim.Config{Rate: 5, ScenarioEvery: 5 * time.Second, ScenarioPace: 5}
 }
+
+const simListen = "127.0.0.1:7070"
 
 func (t *tool) sim() *cobra.Command {
 	var c oktasim.Config
@@ -34,7 +28,11 @@ func (t *tool) sim() *cobra.Command {
 		Use: "sim", Short: "Run a simulated Okta org", Args: cobra.NoArgs,
 		Long: `Runs a fake Okta org that speaks HTTP as Okta does: System Log, event hooks, users, devices, OAuth, rate limits. It lives: ordinary
 traffic and attack scenarios. Its control API is under /sim/ (GET /sim/truth, POST /sim/scenarios/NAME, POST /sim/faults, …).
-Settings not named by a flag come from the section sim of --config.`,
+Settings not named by a flag come from the section sim of --config.
+
+It believes whoever has one of its API tokens (sim.api_tokens); named none, that is ` + oktasim.DefaultToken + `, which is no secret:
+there is nothing real behind it.`,
+		Example: "  oktawatch sim --rate 20\n  OKTA_ORG_URL=http://" + simListen + " OKTA_API_TOKEN=" + oktasim.DefaultToken + " oktawatch up",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if list && t.output == "json" {
 				return t.json(oktasim.Scenarios())
@@ -59,10 +57,7 @@ Settings not named by a flag come from the section sim of --config.`,
 					set()
 				}
 			}
-			merged = simConfig(merged)
-			if merged.Listen == "" {
-				merged.Listen = "127.0.0.1:7070"
-			}
+			merged.Listen = cmp.Or(merged.Listen, simListen)
 			log, err := svc.NewLogger(settings.Common.Log, t.errs, "sim", svc.Version())
 			if err != nil {
 				return err
@@ -78,7 +73,7 @@ Settings not named by a flag come from the section sim of --config.`,
 				select {
 				case <-org.Ready():
 					if !quiet {
-						fmt.Fprintf(t.out, "simulated Okta org %s at %s\n", org.ID(), org.URL())
+						t.greetSim(org, merged.APITokens)
 					}
 				case <-ctx.Done():
 				}
@@ -88,16 +83,31 @@ Settings not named by a flag come from the section sim of --config.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&c.Listen, "listen", "", "`address` to serve on (default 127.0.0.1:7070)")
+	f.StringVar(&c.Listen, "listen", simListen, "`address` to serve on")
 	f.StringVar(&c.DataDir, "sim-dir", "", "`directory` that keeps the org over restarts (default: memory)")
-	f.Float64Var(&c.Rate, "rate", 0, "ordinary events a `second` (default 5)")
-	f.IntVar(&c.Users, "users", 0, "users of the org (default 200)")
-	f.Uint64Var(&c.Seed, "seed", 0, "seed of the org's people (default 1)")
-	f.DurationVar(&c.ScenarioEvery, "scenario-every", 0, "play one scenario that often (default 5s)")
+	f.Float64Var(&c.Rate, "rate", simDefaults().Rate, "ordinary events a `second`; 0: none")
+	f.IntVar(&c.Users, "users", 0, "`users` of the org (default 200)")
+	f.Uint64Var(&c.Seed, "seed", 0, "`seed` of the org's people (default 1)")
+	f.DurationVar(&c.ScenarioEvery, "scenario-every", simDefaults().ScenarioEvery, "play one scenario that often; 0: never")
 	f.StringArrayVar(&c.Scenarios, "scenario", nil, "play only this scenario; may be repeated")
 	f.BoolVar(&list, "list", false, "list the scenarios and end")
-	f.BoolVarP(&quiet, "quiet", "q", false, "do not print the address")
+	f.BoolVarP(&quiet, "quiet", "q", false, "do not print address and token")
 	return cmd
+}
+
+// greetSim says where the org is and how to come in.
+func (t *tool) greetSim(org *oktasim.Org, tokens []string) {
+	token := oktasim.DefaultToken
+	if len(tokens) > 0 {
+		token = "…" // chosen by whoever runs it, who knows it
+	}
+	fmt.Fprintf(t.out, "simulated Okta org %s at %s\n", org.ID(), org.URL())
+	if len(tokens) == 0 {
+		fmt.Fprintf(t.out, "  API token  %s\n", token)
+	} else {
+		fmt.Fprintln(t.out, "  API token  one of sim.api_tokens")
+	}
+	fmt.Fprintf(t.out, "  try        OKTA_ORG_URL=%s OKTA_API_TOKEN=%s oktawatch up\n", org.URL(), token)
 }
 
 // ended tells a clean stop from an error.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/oktawatch/oktawatch/pkg/bus"
 	"github.com/oktawatch/oktawatch/pkg/record"
+	"github.com/oktawatch/oktawatch/pkg/tail"
 	"github.com/oktawatch/oktawatch/pkg/topics"
 )
 
@@ -57,6 +58,7 @@ func (t *tool) status() *cobra.Command {
 				if r.Sources, err = sources(ctx, b.bus); err != nil {
 					return err
 				}
+				c.countLetters(ctx, r.Stages)
 				if t.output == "json" {
 					err = t.json(r)
 				} else {
@@ -73,6 +75,59 @@ func (t *tool) status() *cobra.Command {
 				return nil
 			})
 		},
+	}
+}
+
+// countFor bounds how long dead letters are counted before a bound of their number has to do.
+const countFor = 5 * time.Second
+
+// countLetters puts the true number of dead letters where the offsets gave a bound: markers of transactions and what was aborted are no
+// letters. A topic that cannot be counted in time keeps its bound.
+func (c connection) countLetters(ctx context.Context, stages []topics.StageState) {
+	ctx, cancel := context.WithTimeout(ctx, countFor)
+	defer cancel()
+	r, err := c.openTail()
+	if err != nil {
+		return
+	}
+	var mu sync.Mutex
+	counted := map[string]int64{}
+	var wg sync.WaitGroup
+	asked := map[string]bool{}
+	for _, s := range stages {
+		if !s.AtMost {
+			continue
+		}
+		for _, in := range s.Group.Inputs {
+			name := in.DLQ().Name
+			if asked[name] {
+				continue
+			}
+			asked[name] = true
+			wg.Go(func() {
+				if n, err := r.Count(ctx, name, tail.Options{Exit: true}, nil); err == nil {
+					mu.Lock()
+					defer mu.Unlock()
+					counted[name] = n.Records
+				}
+			})
+		}
+	}
+	wg.Wait()
+	for i := range stages {
+		s := &stages[i]
+		sum := int64(0)
+		for _, in := range s.Group.Inputs {
+			n, ok := counted[in.DLQ().Name]
+			if !ok {
+				sum = -1
+				break
+			}
+			sum += n
+		}
+		if s.AtMost && sum >= 0 {
+			s.DeadLetters, s.AtMost = sum, false
+		}
 	}
 }
 
@@ -130,7 +185,14 @@ func (t *tool) printStatus(r statusReport) error {
 		if !s.Alive {
 			alive = "NO"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%s\n", s.Stage, alive, s.Members, s.Lag, s.DeadLetters, ago(s.LastEvent))
+		letters, last := fmt.Sprint(s.DeadLetters), time.Time{}
+		if s.AtMost {
+			letters = "at most " + letters
+		}
+		if s.LastEvent != nil {
+			last = *s.LastEvent
+		}
+		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t%s\n", s.Stage, alive, s.Members, s.Lag, letters, ago(last))
 	}
 	if len(r.Sources) > 0 {
 		fmt.Fprintln(w, "\nSOURCE\tPART\tSTATE\tEVENTS\tCOMPLETE TO\tHEARTBEAT\tORG")

@@ -8,17 +8,21 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/oktawatch/oktawatch/pkg/bus"
 	"github.com/oktawatch/oktawatch/pkg/metrics"
 	"github.com/oktawatch/oktawatch/pkg/oktasim"
+	"github.com/oktawatch/oktawatch/pkg/record"
 	"github.com/oktawatch/oktawatch/pkg/registry"
 	"github.com/oktawatch/oktawatch/pkg/svc"
 	"github.com/oktawatch/oktawatch/pkg/topics"
@@ -34,7 +38,7 @@ import (
 // `oktawatch up` and each service alone.
 type Config struct {
 	Common    svc.Common       `yaml:",inline"`
-	DataDir   string           `yaml:"data_dir"`  // empty: $XDG_STATE_HOME/oktawatch
+	DataDir   string           `yaml:"data_dir"`  // empty: $XDG_STATE_HOME/oktawatch, of the demo its folder demo
 	Embedded  embedded.Config  `yaml:"embedded"`  // the broker and registry of `oktawatch up`
 	Ingest    ingest.Config    `yaml:"ingest"`    //
 	Normalize normalize.Config `yaml:"normalize"` //
@@ -46,6 +50,7 @@ type Config struct {
 // Names of addresses in run.json.
 const (
 	runAdmin = "admin"
+	runHook  = "hook"
 	runSim   = "sim"
 )
 
@@ -70,11 +75,20 @@ with ordinary traffic and attack scenarios.`,
 					return fmt.Errorf("DEMO_FOR: %w", err)
 				}
 			}
-			dir, err := t.dir(cfg)
+			switch {
+			case stopAfter < 0:
+				return fmt.Errorf("--for (DEMO_FOR) %v: want a time above zero", stopAfter)
+			case stopAfter > 0 && !demo:
+				return errors.New("--for ends a demo: it goes with --demo")
+			}
+			dir, usual, err := t.dir(cfg)
 			if err != nil {
 				return err
 			}
-			u := &up{tool: t, cfg: cfg, dir: dir, demo: demo, stopAfter: stopAfter, orgEnded: make(chan struct{})}
+			if demo && usual {
+				dir = filepath.Join(dir, demoDir)
+			}
+			u := &up{tool: t, cfg: cfg, dir: dir, demo: demo, stopAfter: stopAfter, orgEnded: make(chan struct{}), hook: make(chan [2]string, 1)}
 			return u.run(cmd.Context())
 		},
 	}
@@ -98,11 +112,15 @@ type up struct {
 	org     *oktasim.Org // with --demo
 	started time.Time
 
-	orgEnded chan struct{} // closed when the org has ended
+	orgEnded chan struct{}  // closed when the org has ended
+	hook     chan [2]string // where the hook listens and its public address, once
 }
 
 func (u *up) run(ctx context.Context) (err error) {
 	u.started = time.Now()
+	if err := u.check(); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(u.dir, 0o700); err != nil {
 		return fmt.Errorf("make the data directory: %w", err)
 	}
@@ -145,6 +163,10 @@ func (u *up) run(ctx context.Context) (err error) {
 		return err
 	}
 
+	if err := u.sameKind(ctx); err != nil {
+		return err
+	}
+
 	// The org lives longer than the pipeline: its last deliveries are still taken.
 	orgCtx, stopOrg := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopOrg()
@@ -157,7 +179,6 @@ func (u *up) run(ctx context.Context) (err error) {
 	if err := u.secrets(); err != nil {
 		return err
 	}
-	u.cfg.Ingest.FromEnv(os.Getenv)
 	if err := u.needSource(ctx); err != nil {
 		return err
 	}
@@ -166,11 +187,30 @@ func (u *up) run(ctx context.Context) (err error) {
 	return errors.Join(err, org.Wait())
 }
 
+// check refuses what is wrong with the org and the receivers before anything is made for them.
+func (u *up) check() error {
+	if err := u.cfg.Alert.Check(); err != nil {
+		return err
+	}
+	if u.demo {
+		return nil // its org is not there yet
+	}
+	u.cfg.Ingest.FromEnv(os.Getenv)
+	if _, err := os.Stat(u.dir); len(u.cfg.Ingest.Sources) == 0 && errors.Is(err, os.ErrNotExist) {
+		return errNoOrg // nor can there be one from before
+	}
+	return u.cfg.Ingest.Check(u.dir)
+}
+
 // pipeline runs the services until ctx ends, or as long as the demo is to last.
 func (u *up) pipeline(ctx context.Context) error {
 	runs, admin, err := u.services()
 	if err != nil {
 		return err
+	}
+	asked := ctx.Done()
+	if u.demo { // asked to end, it first lets through what is on its way
+		ctx = context.WithoutCancel(ctx)
 	}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -209,14 +249,21 @@ func (u *up) pipeline(ctx context.Context) error {
 		}
 		return nil
 	})
-	u.greet(ln)
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case at := <-u.hook:
+			return u.greet(ln, at[0], at[1])
+		}
+	})
 	g.Go(func() error {
 		if !u.demo {
 			<-ctx.Done()
 			return nil
 		}
 		defer stop()
-		return u.watchDemo(ctx)
+		return u.watchDemo(ctx, asked)
 	})
 	err = g.Wait()
 	admin.Stopping()
@@ -240,6 +287,7 @@ func (u *up) services() (map[string]func(context.Context) error, *svc.Admin, err
 
 	in, err := ingest.New(u.cfg.Ingest, ingest.Deps{
 		Log: logger("ingest"), Bus: b, Metrics: u.set, Ready: admin.Ready, DataDir: u.dir, Unclean: u.broker.Unclean(), Recovered: u.broker.Recovered,
+		Hook: func(listen, public string) { u.hook <- [2]string{listen, public} },
 	})
 	if err != nil {
 		return nil, nil, err
@@ -266,24 +314,63 @@ func (u *up) logger(service string) (*slog.Logger, error) {
 	return svc.NewLogger(u.cfg.Common.Log, u.errs, service, svc.Version())
 }
 
+// known are the sources that the topic holds.
+func (u *up) known(ctx context.Context) (map[string]*record.Source, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	known := map[string]*record.Source{}
+	var bad error
+	_, err := u.clients.Bus.OpenTable(ctx, topics.Sources, func(key string, value []byte) {
+		if value == nil {
+			delete(known, key)
+			return
+		}
+		src, err := bus.Decode[record.Source](ctx, u.clients.Bus, bus.Message{Topic: topics.Sources, Key: []byte(key), Value: value})
+		if err != nil {
+			bad = err
+			return
+		}
+		known[key] = src
+	})
+	if err = cmp.Or(err, bad); err != nil {
+		return nil, fmt.Errorf("read the sources: %w", err)
+	}
+	return known, nil
+}
+
+// sameKind keeps the demo and other orgs out of each other's data: each would take the other's source for one that its configuration
+// has no more, remove it, and with it the place where polling goes on.
+func (u *up) sameKind(ctx context.Context) error {
+	known, err := u.known(ctx)
+	if err != nil {
+		return err
+	}
+	for _, id := range slices.Sorted(maps.Keys(known)) {
+		src := known[id]
+		ours := id == demoSource && src.TestOrg && src.Name == demoName
+		switch {
+		case u.demo && !ours:
+			return fmt.Errorf("data directory %s holds the source %q (%s), which the demo would remove: leave OKTAWATCH_DATA_DIR out for the demo, or set another", u.dir, id, src.URL)
+		case !u.demo && ours:
+			return fmt.Errorf("data directory %s holds the demo's org: set another OKTAWATCH_DATA_DIR for a real one, or remove the directory", u.dir)
+		}
+	}
+	return nil
+}
+
 // needSource refuses to run for nobody: without a source in the configuration there must be one on the topic.
 func (u *up) needSource(ctx context.Context) error {
 	if len(u.cfg.Ingest.Sources) > 0 {
 		return nil
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	known := map[string]bool{}
-	if _, err := u.clients.Bus.OpenTable(ctx, topics.Sources, func(key string, value []byte) { known[key] = value != nil }); err != nil {
-		return err
+	known, err := u.known(ctx)
+	if err == nil && len(known) == 0 {
+		err = errNoOrg
 	}
-	for _, there := range known {
-		if there {
-			return nil
-		}
-	}
-	return errors.New("no Okta org is named: set OKTA_ORG_URL and OKTA_API_TOKEN, or ingest.sources in --config, or try --demo")
+	return err
 }
+
+var errNoOrg = errors.New("no Okta org is named: set OKTA_ORG_URL and OKTA_API_TOKEN, or ingest.sources in --config, or try --demo")
 
 // secrets makes the keys that an installation of one process makes for itself, readable by its user alone.
 func (u *up) secrets() error {
@@ -337,7 +424,7 @@ func listenAdmin(ctx context.Context, c svc.AdminPort) (net.Listener, error) {
 }
 
 // greet says where to look.
-func (u *up) greet(admin net.Listener) {
+func (u *up) greet(admin net.Listener, hookListen, hookPublic string) error {
 	var b strings.Builder
 	say := func(what, where string) { fmt.Fprintf(&b, "  %-10s %s\n", what, where) }
 	fmt.Fprintf(&b, "oktawatch %s is up\n", svc.Version())
@@ -346,13 +433,27 @@ func (u *up) greet(admin net.Listener) {
 	if admin != nil {
 		say("admin", "http://"+admin.Addr().String()+"/readyz?verbose  /metrics")
 	}
-	if u.cfg.Ingest.Hook.PublicURL == "" {
+	switch {
+	case hookListen != "":
+		say("hook", hookPublic+" (listens on "+hookListen+")")
+		if err := u.broker.Announce(runHook, hookPublic); err != nil {
+			return err
+		}
+	case u.cfg.Ingest.Hook.PublicURL == "":
 		say("hook", "none, since ingest.hook.public_url is empty: events come by polling alone")
 	}
-	if u.org != nil {
-		say("okta", u.org.URL()+" (simulated, test org)")
+	for _, src := range u.cfg.Ingest.Sources {
+		where := src.OrgURL
+		switch {
+		case u.org != nil:
+			where += " (simulated, test org)"
+		case src.TestOrg():
+			where += " (test org)"
+		}
+		say("okta", where)
 	}
 	say("data", u.dir)
 	say("look", "oktawatch status; oktawatch topics tail okta.detections.v1")
 	fmt.Fprintln(u.errs, b.String())
+	return nil
 }

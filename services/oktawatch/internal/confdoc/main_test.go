@@ -7,21 +7,23 @@ import (
 	"testing"
 )
 
-func TestThePageIsUpToDate(t *testing.T) {
-	want, err := Page("../../../..")
-	if err != nil {
-		t.Fatal(err)
-	}
-	have, err := os.ReadFile("../../../../docs/configuration.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(have, want) {
-		t.Error("docs/configuration.md is not what the Config structs say: run make generate")
-	}
-	for line := range strings.Lines(string(want)) {
-		if strings.HasPrefix(line, "| `") && strings.HasSuffix(line, "|  |\n") {
-			t.Errorf("a key without a meaning: %s", line)
+func TestThePagesAreUpToDate(t *testing.T) {
+	for name, page := range pages {
+		want, err := page("../../../..")
+		if err != nil {
+			t.Fatal(err)
+		}
+		have, err := os.ReadFile("../../../../" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(have, want) {
+			t.Errorf("%s is not what the source says: run make generate", name)
+		}
+		for line := range strings.Lines(string(want)) {
+			if strings.HasPrefix(line, "| `") && strings.HasSuffix(line, "|  |\n") {
+				t.Errorf("%s: a key without a meaning: %s", name, line)
+			}
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -150,7 +151,7 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (_ *Embedded, err 
 	if e.cluster, err = localbroker.Open(opts...); err != nil {
 		kafkaLn.Close()
 		registryLn.Close()
-		return nil, fmt.Errorf("open the broker's data in %s: %w%s", brokerDir(cfg.DataDir), err, hint(err))
+		return nil, fmt.Errorf("open the broker's data in %s: %w%s", brokerDir(cfg.DataDir), err, cmp.Or(hint(err), damaged(cfg.DataDir, err)))
 	}
 
 	if err := endOpen(ctx, e.kafka, open); err != nil {
@@ -243,12 +244,16 @@ func (e *Embedded) Announce(name, addr string) error {
 // minFree is how little room a disk may have before Check complains: a little more than what a stop writes.
 const minFree = 32 << 20
 
+// troubleLasts is how long a failed write counts without another: whoever writes tries again sooner than that, so that a disk with
+// room again is soon called good.
+const troubleLasts = 5 * time.Second
+
 // Check is readiness: nil, or what is wrong with the disk and what to do.
 func (e *Embedded) Check() error {
 	e.mu.Lock()
 	trouble, at := e.trouble, e.troubleAt
 	e.mu.Unlock()
-	if trouble != nil && time.Since(at) < 30*time.Second {
+	if trouble != nil && time.Since(at) < troubleLasts {
 		return trouble
 	}
 	var st syscall.Statfs_t
@@ -267,6 +272,14 @@ func hint(err error) string {
 		return ": " + makeRoom
 	}
 	return ""
+}
+
+// damaged says what to do about files that were read and make no sense.
+func damaged(dataDir string, err error) string {
+	if errors.As(err, new(*fs.PathError)) || errors.As(err, new(*os.SyscallError)) {
+		return "" // of the system, which says enough
+	}
+	return ": a file there is damaged; put back a copy of " + dataDir + ", or move it away and start anew (polling then begins ingest.sources[].poll.lookback ago, and what was there is not read again)"
 }
 
 // Close stops the registry and then the broker, which writes what it keeps in memory, and gives the directory free. Stop
