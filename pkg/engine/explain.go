@@ -33,8 +33,8 @@ func (s *State) values(g *group, h *hit, b *rule.Hit) map[string]string {
 	if c.Detection.Kind != rule.KindFirstSeen {
 		return out
 	}
-	if c.Detection.Learning > 0 && g.m.begin != never {
-		put("learned", at(g.m.begin+c.Detection.Learning.Milliseconds()))
+	if began := g.m.began(); c.Detection.Learning > 0 && began != never {
+		put("learned", at(began+c.Detection.Learning.Milliseconds()))
 	}
 	if len(c.Detection.SeenBefore) > 0 {
 		last := int64(ever)
