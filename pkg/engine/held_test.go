@@ -47,8 +47,8 @@ func fill(v reflect.Value, n *int) {
 			v.Set(reflect.ValueOf(time.UnixMilli(1_767_600_000_000 + int64(*n)).UTC()))
 			return
 		}
-		for i := range v.NumField() {
-			fill(v.Field(i), n)
+		for _, f := range v.Fields() {
+			fill(f, n)
 		}
 	default:
 	}
