@@ -270,7 +270,7 @@ func Scenarios() []Scenario {
 		},
 		{
 			Name: "password-guessing", Doc: "One account is guessed at until Okta locks it.",
-			Rules: []string{"user-login", "account-locked"}, Later: []string{"login-failures-by-user"},
+			Rules: []string{"user-login", "account-locked"},
 			Steps: []Step{
 				{Text: "a wrong password from an anonymizer", After: 2 * s, Times: 10, event: wrongPassword},
 				{Text: "Okta locks the account", After: 1 * s, event: locked},

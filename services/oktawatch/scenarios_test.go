@@ -76,10 +76,10 @@ func TestScenariosTripThePack(t *testing.T) {
 					want = append(want, id)
 				}
 			}
-			slices.Sort(found)
-			slices.Sort(want)
-			if !slices.Equal(found, want) {
-				t.Errorf("found by %v, the story says %v", found, want)
+			for _, id := range want { // that others find it too is as it should be
+				if !slices.Contains(found, id) {
+					t.Errorf("not found by %s, as the story says, but by %v", id, found)
+				}
 			}
 			for _, id := range found {
 				c, _ := set.Rule(id)
