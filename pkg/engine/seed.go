@@ -46,8 +46,12 @@ func (m *memory) seedable(k int64) bool {
 	return m.begin == never || k < floorDiv(m.begin, m.c.Detection.Bucket.Milliseconds())
 }
 
-// needless tells that a seed changes nothing: it is too old, it was counted, or the live events are counted in its place.
+// needless tells that a seed changes nothing: the rule takes none, it is too old, it was counted, or the live events are
+// counted in its place.
 func (m *memory) needless(g *group, h *held) bool {
+	if !TakesSeeds(m.c) {
+		return true
+	}
 	d := &m.c.Detection
 	if d.Kind == rule.KindFirstSeen {
 		return m.clock != ever && h.time <= m.clock-d.Memory.Milliseconds()
