@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"math"
 	"slices"
-	"sort"
 
 	"github.com/oktawatch/oktawatch/pkg/rule"
 )
@@ -20,9 +19,62 @@ type accumulator struct {
 
 type accumulated struct {
 	n      int64            // count; min, max: how many numbers there are
+	few    []counted        // distinct: records by value, while there are few
 	counts map[string]int64 // distinct, count_by: records by value
 	best   uint64           // min, max
 	stale  bool             // the best one was taken away
+}
+
+type counted struct {
+	text []byte
+	n    int64
+}
+
+// fewValues is how many values are looked through rather than looked up.
+const fewValues = 12
+
+// note counts a value of a distinct among few. It tells whether that was all.
+func (v *accumulated) note(text []byte, sign int64) bool {
+	if len(v.counts) > 0 {
+		return false
+	}
+	for i := range v.few {
+		if o := &v.few[i]; string(o.text) == string(text) {
+			if o.n += sign; o.n == 0 {
+				last := len(v.few) - 1
+				v.few[i] = v.few[last]
+				v.few = v.few[:last]
+			}
+			return true
+		}
+	}
+	switch {
+	case sign < 0:
+		return true
+	case len(v.few) < fewValues:
+		v.few = append(v.few, counted{text, 1})
+		return true
+	}
+	if v.counts == nil {
+		v.counts = map[string]int64{}
+	}
+	for _, o := range v.few {
+		v.counts[string(o.text)] = o.n
+	}
+	v.few = v.few[:0]
+	return false
+}
+
+// all is how many records each value of a distinct has.
+func (v *accumulated) all() map[string]int64 {
+	if len(v.few) == 0 {
+		return v.counts
+	}
+	out := make(map[string]int64, len(v.few))
+	for _, o := range v.few {
+		out[string(o.text)] = o.n
+	}
+	return out
 }
 
 func (a *accumulator) reset(types []rule.AggregateType) {
@@ -36,17 +88,23 @@ func (a *accumulator) reset(types []rule.AggregateType) {
 			v.counts = nil
 		}
 		clear(v.counts)
-		v.n, v.stale = 0, false
+		v.few, v.n, v.stale = v.few[:0], 0, false
 	}
 }
 
 func (a *accumulator) apply(h *held, sign int64) {
 	a.count += sign
-	b := h.blob[:h.values]
+	if len(a.types) == 0 {
+		return
+	}
+	b := h.values
 	for i := range a.types {
 		v := &a.vals[i]
 		t := a.types[i]
 		there, number, rest := rule.ReadValue(t, b, func(text []byte) {
+			if t.How == rule.AggDistinct && v.note(text, sign) {
+				return
+			}
 			n, ok := v.counts[string(text)]
 			switch {
 			case ok && n+sign == 0:
@@ -115,7 +173,7 @@ func (a *accumulator) read(out []rule.Value, events func(func(h *held))) []rule.
 		case rule.AggCount:
 			val.Int = v.n
 		case rule.AggDistinct:
-			val.Int = int64(len(v.counts))
+			val.Int = int64(len(v.few) + len(v.counts))
 		case rule.AggCountBy:
 			val.Counts = v.counts
 		case rule.AggMin, rule.AggMax:
@@ -139,7 +197,7 @@ func (a *accumulator) read(out []rule.Value, events func(func(h *held))) []rule.
 func (a *accumulator) rescan(i int, events func(func(h *held))) {
 	first := true
 	events(func(h *held) {
-		b := h.blob[:h.values]
+		b := h.values
 		for j := 0; j <= i; j++ {
 			there, number, rest := rule.ReadValue(a.types[j], b, func([]byte) {})
 			b = rest
@@ -166,35 +224,38 @@ func (s *State) aggregate(g *group, from, to int64) {
 	settle := m.c.Detection.Settle.Milliseconds()
 	start := 0
 	if from != ever {
-		start = sort.Search(len(g.events), func(i int) bool { return g.events[i].time+settle >= from })
+		start = g.timeAfter(from - settle - 1)
 	}
 	a := &s.agg
 	a.reset(m.c.AggregateTypes)
 	lo, hi := -1, 0
 	past := pastBuckets{s: s, g: g}
-	ev := g.events
-	for i := start; i < len(ev); i++ {
-		if ev[i].bits&bitSeed != 0 || i+1 < len(ev) && ev[i+1].time == ev[i].time && laterJudged(ev, i) {
+	n := g.len()
+	var e held
+	for i := start; i < n; i++ {
+		if g.bits(i)&bitSeed != 0 || i+1 < n && g.time(i+1) == g.time(i) && g.laterJudged(i) {
 			continue
 		}
-		t := ev[i].time + settle
+		t := g.time(i) + settle
 		if t > to {
 			break
 		}
 		reach := m.reach(t)
 		if lo < 0 {
-			lo = sort.Search(len(ev), func(i int) bool { return ev[i].time > reach })
+			lo = g.timeAfter(reach)
 			hi = lo
 		}
-		for hi < len(ev) && ev[hi].time <= t {
-			if ev[hi].bits&bitSeed == 0 {
-				a.apply(&ev[hi], 1)
+		for hi < n && g.time(hi) <= t {
+			if g.bits(hi)&bitSeed == 0 {
+				g.readValues(hi, &e)
+				a.apply(&e, 1)
 			}
 			hi++
 		}
-		for lo < hi && ev[lo].time <= reach {
-			if ev[lo].bits&bitSeed == 0 {
-				a.apply(&ev[lo], -1)
+		for lo < hi && g.time(lo) <= reach {
+			if g.bits(lo)&bitSeed == 0 {
+				g.readValues(lo, &e)
+				a.apply(&e, -1)
 			}
 			lo++
 		}
@@ -225,9 +286,10 @@ func (s *State) aggregate(g *group, from, to int64) {
 }
 
 // laterJudged tells whether an event of the same time that is no seed comes behind i.
-func laterJudged(ev []held, i int) bool {
-	for j := i + 1; j < len(ev) && ev[j].time == ev[i].time; j++ {
-		if ev[j].bits&bitSeed == 0 {
+func (g *group) laterJudged(i int) bool {
+	t := g.time(i)
+	for j := i + 1; j < g.len() && g.time(j) == t; j++ {
+		if g.bits(j)&bitSeed == 0 {
 			return true
 		}
 	}
@@ -238,21 +300,21 @@ func laterJudged(ev []held, i int) bool {
 func (s *State) read(g *group, h *hit) {
 	c := g.m.c
 	h.last = h.hi - 1
-	for h.last > h.lo && g.events[h.last].bits&bitSeed != 0 {
+	for h.last > h.lo && g.bits(int(h.last))&bitSeed != 0 {
 		h.last--
 	}
 	hit := &s.hit
 	hit.Reset()
-	hit.Key = g.keys()
+	hit.Key = s.keysOf(g)
 	hit.Count = s.agg.count
 	hit.Steps, hit.Recent, hit.Base = nil, nil, nil
 	lo, hi := h.lo, h.hi
 	hit.Agg = s.agg.read(hit.Agg, func(each func(*held)) {
-		for n := lo; n < hi; n++ {
-			if g.events[n].bits&bitSeed == 0 {
-				each(&g.events[n])
+		g.each(int(lo), int(hi), func(h *held) {
+			if h.bits&bitSeed == 0 {
+				each(h)
 			}
-		}
+		})
 	})
 	if c.ReadsEvent {
 		hit.Event = s.lens.event(s, g, h.last)
@@ -271,11 +333,11 @@ func (s *State) read(g *group, h *hit) {
 // window makes what expressions over a hit of an aggregate see, from the events.
 func (s *State) window(g *group, h *hit) {
 	s.agg.reset(g.m.c.AggregateTypes)
-	for n := h.lo; n < h.hi; n++ {
-		if g.events[n].bits&bitSeed == 0 {
-			s.agg.apply(&g.events[n], 1)
+	g.each(int(h.lo), int(h.hi), func(h *held) {
+		if h.bits&bitSeed == 0 {
+			s.agg.apply(h, 1)
 		}
-	}
+	})
 	s.read(g, h)
 	if g.m.c.Detection.Baseline > 0 {
 		past := pastBuckets{s: s, g: g}
@@ -287,14 +349,16 @@ func (s *State) window(g *group, h *hit) {
 type bucket struct {
 	start int64
 	nums  []float64
-	keys  []map[string]int64 // of count_by
-	past  *past              // of one that seeds may still come to
+	keys  []counts // of count_by
+	past  *past    // of one that seeds may still come to
 }
 
 // pastBuckets works out what base and recent are, keeping the buckets that are whole.
 type pastBuckets struct {
 	s    *State
 	g    *group
+	old  []bucket // those that are closed
+	read bool
 	made map[int64]bucket
 }
 
@@ -305,7 +369,10 @@ func (p *pastBuckets) of(t int64) (recent, base []any) {
 	now := floorDiv(t, b)
 	n, nb := d.Window.Milliseconds()/b, d.Baseline.Milliseconds()/b
 	var in, before []bucket
-	for _, old := range p.g.buckets {
+	if !p.read {
+		p.old, p.read = p.g.buckets.all(), true
+	}
+	for _, old := range p.old {
 		if i := floorDiv(old.start, b); i >= now-n-nb+1 && i <= now-n {
 			if mixed, ok := p.at(i, math.MaxInt64, true); ok {
 				before = append(before, p.s.merge(p.g, old, mixed))
@@ -314,14 +381,10 @@ func (p *pastBuckets) of(t int64) (recent, base []any) {
 			before = append(before, old)
 		}
 	}
-	ev := p.g.events
-	for i := 0; i < len(ev); {
-		k := floorDiv(ev[i].time, b)
-		end := i
-		for end < len(ev) && floorDiv(ev[end].time, b) == k {
-			end++
-		}
-		i = end
+	g := p.g
+	for i := 0; i < g.len(); {
+		k := floorDiv(g.time(i), b)
+		i = g.timeAfter((k+1)*b - 1)
 		switch {
 		case k > now || k < now-n-nb+1:
 		case k > now-n:
@@ -332,7 +395,7 @@ func (p *pastBuckets) of(t int64) (recent, base []any) {
 			if one, ok := p.at(k, until, false); ok {
 				in = append(in, one)
 			}
-		case slices.ContainsFunc(p.g.buckets, func(o bucket) bool { return o.start == k*b }):
+		case slices.ContainsFunc(p.old, func(o bucket) bool { return o.start == k*b }):
 		default:
 			if one, ok := p.at(k, math.MaxInt64, true); ok {
 				before = append(before, one)
@@ -355,10 +418,8 @@ func (p *pastBuckets) at(k, until int64, seeds bool) (bucket, bool) {
 		}
 	}
 	b := p.g.m.c.Detection.Bucket.Milliseconds()
-	ev := p.g.events
-	lo := sort.Search(len(ev), func(i int) bool { return ev[i].time >= k*b })
-	hi := sort.Search(len(ev), func(i int) bool { return ev[i].time >= (k+1)*b || ev[i].time > until })
-	one := p.s.bucketOf(p.g, k*b, ev[lo:max(lo, hi)], seeds)
+	lo, hi := p.g.timeAfter(k*b-1), p.g.timeAfter(min((k+1)*b-1, until))
+	one := p.s.bucketOf(p.g, k*b, lo, max(lo, hi), seeds, nil)
 	if until == math.MaxInt64 {
 		if p.made == nil {
 			p.made = map[int64]bucket{}
@@ -368,24 +429,28 @@ func (p *pastBuckets) at(k, until int64, seeds bool) (bucket, bool) {
 	return one, len(one.nums) > 0
 }
 
-// bucketOf computes every aggregate over some events, with or without seeds; without any the bucket has no numbers. One
-// that seeds may come to can be merged with another exactly.
-func (s *State) bucketOf(g *group, start int64, events []held, seeds bool) bucket {
+// bucketOf computes every aggregate over some events, with or without seeds, less those that are known already; without
+// any the bucket has no numbers. One that seeds may come to can be merged with another exactly.
+func (s *State) bucketOf(g *group, start int64, lo, hi int, seeds bool, known *past) bucket {
 	types := g.m.c.AggregateTypes
 	out := bucket{start: start}
 	var a accumulator
 	a.reset(types)
-	for i := range events {
-		if seeds || events[i].bits&bitSeed == 0 {
-			a.apply(&events[i], 1)
+	news := news{known: known, keeps: seeds}
+	g.each(lo, hi, func(h *held) {
+		if (seeds || h.bits&bitSeed == 0) && news.take(h) {
+			a.apply(h, 1)
 		}
+	})
+	if news.cut {
+		s.limited(g.m.c.ID, "a bucket of a baseline has more than 100,000 seeds: the rest is not counted")
 	}
 	if a.count == 0 {
 		return out
 	}
 	vals := a.read(nil, nil)
 	out.nums = make([]float64, len(types)+1)
-	out.keys = make([]map[string]int64, len(types))
+	out.keys = make([]counts, len(types))
 	scratch := &rule.Hit{Event: s.set.NewEvent(), Agg: vals, Count: a.count, Key: g.keys()}
 	scratch.Event.Reset(&s.empty)
 	for i, t := range types {
@@ -395,14 +460,14 @@ func (s *State) bucketOf(g *group, start int64, events []held, seeds bool) bucke
 			s.failed(err)
 			out.nums[i] = number(t, v)
 		case t.Type == rule.CountsValue:
-			out.keys[i] = vals[i].Counts
+			out.keys[i] = packCounts(vals[i].Counts)
 		default:
 			out.nums[i] = number(t, vals[i])
 		}
 	}
 	out.nums[len(types)] = float64(a.count)
 	if seeds {
-		out.mergeable(&a, events)
+		out.mergeable(&a, news.records)
 	}
 	return out
 }
@@ -422,10 +487,10 @@ func summary(types []rule.AggregateType, buckets []bucket) []any {
 		if i < len(types) && types[i].Type == rule.CountsValue {
 			k := &rule.KeyBaseline{N: int64(len(buckets)), Buckets: map[string]int64{}, Totals: map[string]int64{}}
 			for _, b := range buckets {
-				for key, c := range b.keys[i] {
+				b.keys[i].each(func(key string, n int64) {
 					k.Buckets[key]++
-					k.Totals[key] += c
-				}
+					k.Totals[key] += n
+				})
 			}
 			out[i] = k
 			continue
@@ -465,9 +530,9 @@ func (s *State) merge(g *group, a, b bucket) bucket {
 			out.keys[i] = sum(a.keys[i], b.keys[i])
 		case i < len(types) && types[i].How == rule.AggDistinct && exact:
 			out.keys[i] = sum(a.keys[i], b.keys[i])
-			out.nums[i] = float64(len(out.keys[i]))
-		case i < len(types) && exact && len(b.keys[i]) == 0 && (types[i].How == rule.AggMin || types[i].How == rule.AggMax):
-		case i < len(types) && exact && len(a.keys[i]) == 0 && (types[i].How == rule.AggMin || types[i].How == rule.AggMax):
+			out.nums[i] = float64(out.keys[i].len())
+		case i < len(types) && exact && b.keys[i] == "" && (types[i].How == rule.AggMin || types[i].How == rule.AggMax):
+		case i < len(types) && exact && a.keys[i] == "" && (types[i].How == rule.AggMin || types[i].How == rule.AggMax):
 			out.nums[i], out.keys[i] = b.nums[i], b.keys[i]
 		case i < len(types) && types[i].How == rule.AggMin:
 			out.nums[i] = min(a.nums[i], b.nums[i])
@@ -486,20 +551,17 @@ func (s *State) merge(g *group, a, b bucket) bucket {
 // foldBuckets closes the buckets of the first n events, which are about to go.
 func (s *State) foldBuckets(g *group, n int) {
 	b := g.m.c.Detection.Bucket.Milliseconds()
-	buckets := slices.Clone(g.buckets)
+	buckets := g.buckets.all()
 	for i := 0; i < n; {
-		k := floorDiv(g.events[i].time, b)
-		end := i
-		for end < n && floorDiv(g.events[end].time, b) == k {
-			end++
-		}
-		events := g.events[i:end]
-		i = end
+		k := floorDiv(g.time(i), b)
+		end := min(g.timeAfter((k+1)*b-1), n)
 		at, found := slices.BinarySearchFunc(buckets, k*b, func(o bucket, t int64) int { return cmp.Compare(o.start, t) })
-		if found && buckets[at].past != nil {
-			events = s.unknown(g, buckets[at].past, events)
+		var known *past
+		if found {
+			known = buckets[at].past
 		}
-		one := s.bucketOf(g, k*b, events, g.m.seedable(k))
+		one := s.bucketOf(g, k*b, i, end, g.m.seedable(k), known)
+		i = end
 		if len(one.nums) == 0 {
 			continue
 		}
@@ -511,5 +573,5 @@ func (s *State) foldBuckets(g *group, n int) {
 		}
 		s.change(keyOfBucket(g, one.start), appendBucket(nil, &one))
 	}
-	g.buckets = buckets
+	g.buckets = packBuckets(buckets)
 }

@@ -1,41 +1,43 @@
 package engine
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"github.com/oktawatch/oktawatch/pkg/record"
 	"github.com/oktawatch/oktawatch/pkg/rule"
 )
 
-// heldOf reads what Take wrote into a Match.
-func heldOf(c *rule.Compiled, m *record.Match) (held, error) {
-	h := held{
-		time: m.Time.UnixMilli(), uuid: strings.Clone(m.UUID), partition: m.Partition, offset: m.Offset,
+// heldOf reads what Take wrote into a Match. What is held points into the Match.
+func heldOf(h *held, c *rule.Compiled, m *record.Match) error {
+	*h = held{
+		time: m.Time.UnixMilli(), partition: m.Partition, offset: m.Offset,
 		copy: uint8(min(max(m.Copy, 1), 255)), //nolint:gosec // 1 to 255
 	}
 	flags, n := binary.Uvarint(m.Fields)
 	if n <= 0 {
-		return h, fmt.Errorf("match of event %s for rule %s: its fields are broken", m.UUID, m.RuleID)
+		return fmt.Errorf("match of event %s for rule %s: its fields are broken", m.UUID, m.RuleID)
 	}
 	b := m.Fields[n:]
 	size, n := binary.Uvarint(b)
 	if n <= 0 || size > uint64(len(b)-n) {
-		return h, fmt.Errorf("match of event %s for rule %s: its fields are broken", m.UUID, m.RuleID)
+		return fmt.Errorf("match of event %s for rule %s: its fields are broken", m.UUID, m.RuleID)
 	}
-	h.flags, h.values = uint32(flags), uint32(size) //nolint:gosec // bounded by what was written
-	h.blob = append([]byte(nil), b[n:]...)
+	b = b[n:]
+	h.flags, h.values, h.payload = uint32(flags), b[:size], b[size:] //nolint:gosec // as written
 	if len(c.Detection.SeenBefore) > 0 {
 		key := make([]string, len(c.Detection.GroupBy))
 		for i, p := range c.Detection.GroupBy {
 			key[i] = m.Key[p.Name]
 		}
-		h.sub = groupText(c, key, false)
+		h.sub = []byte(groupText(c, key, false))
 	}
-	set := func(bit uint8, is bool) {
+	set := func(bit uint16, is bool) {
 		if is {
 			h.bits |= bit
 		}
@@ -48,11 +50,20 @@ func heldOf(c *rule.Compiled, m *record.Match) (held, error) {
 		h.bits |= bitPublished
 		h.published = m.Published.UnixMilli()
 	}
-	return h, nil
+	h.setUUID(m.UUID)
+	return nil
 }
 
 // keys gives the parts of the group's key.
 func (g *group) keys() []string { return keyOf(g.m.c, g.id) }
+
+// keysOf is keys for the group that is judged; it holds until the next.
+func (s *State) keysOf(g *group) []string {
+	if s.keysFor != g {
+		s.keysFor, s.keys = g, g.keys()
+	}
+	return s.keys
+}
 
 // The sorts of entries of a changelog.
 const (
@@ -80,33 +91,60 @@ func key(entry byte, parts ...string) string {
 	return string(b)
 }
 
-func parts(k string) (entry byte, out []string, err error) {
+// parts reads a key into p and tells how many parts it has.
+func parts(k string, p *[maxKeyParts]string) (entry byte, n int, err error) {
 	errBroken := errors.New("a key of the changelog is broken")
 	if k == "" {
-		return 0, nil, errBroken
+		return 0, 0, errBroken
 	}
-	entry = k[0]
-	b := []byte(k[1:])
-	for len(b) > 0 {
-		n, w := binary.Uvarint(b)
-		if w <= 0 || n > uint64(len(b)-w) {
-			return 0, nil, errBroken
+	entry, k = k[0], k[1:]
+	for k != "" {
+		size, w := uint64(0), 0
+		for shift := 0; ; shift += 7 {
+			if w == len(k) || shift > 28 || n == maxKeyParts {
+				return 0, 0, errBroken
+			}
+			c := k[w]
+			w++
+			size |= uint64(c&0x7f) << shift
+			if c < 0x80 {
+				break
+			}
 		}
-		out = append(out, string(b[w:w+int(n)])) //nolint:gosec // not above len(b)
-		b = b[w+int(n):]                         //nolint:gosec // not above len(b)
+		if size > uint64(len(k)-w) {
+			return 0, 0, errBroken
+		}
+		end := w + int(size) //nolint:gosec // not above len(k)
+		p[n], k = k[w:end], k[end:]
+		n++
 	}
-	return entry, out, nil
+	return entry, n, nil
 }
+
+const maxKeyParts = 7
 
 func keyOfLane(l *lane) string    { return key(entryLane, l.org, l.text()) }
 func keyOfBegin(m *memory) string { return key(entryBegin, m.lane.org, m.lane.text(), m.id, m.hash) }
 
 func (g *group) key(entry byte, more string) string {
-	return key(entry, g.m.lane.org, g.m.lane.text(), g.m.ruleID.id, g.m.hash, g.id, more)
+	return key(entry, g.m.lane.org, g.m.lane.text(), g.m.id, g.m.hash, g.id, more)
 }
 
-func keyOfHeld(g *group, h *held) string {
-	return key(entryHeld, g.m.lane.org, g.m.lane.text(), g.m.ruleID.id, g.m.hash, g.id, h.uuid, h.sub)
+func appendKeyOfHeld(b []byte, g *group, h *held) []byte {
+	b = append(append(b, entryHeld), g.m.head...)
+	b = appendText(b, g.id)
+	if h.bits&bitPacked != 0 {
+		b = append(b, uuidText)
+	} else {
+		b = binary.AppendUvarint(b, uint64(len(h.uuid)))
+	}
+	b = h.appendUUID(b)
+	b = binary.AppendUvarint(b, uint64(len(h.sub)))
+	return append(b, h.sub...)
+}
+
+func keyOfSighting(m *memory, id string) string {
+	return key(entrySeen, m.lane.org, m.lane.text(), m.id, m.hash, id, "")
 }
 
 func keyOfSent(g *group, id string) string  { return g.key(entrySent, id) }
@@ -136,15 +174,20 @@ func appendMeta(b []byte, g *group) []byte {
 	return append(b, 0)
 }
 
-func appendHeld(b []byte, h *held) []byte {
-	if b == nil {
-		b = make([]byte, 0, 48+len(h.blob))
+func appendHeld(b []byte, h *held, payload []byte) []byte {
+	size := len(h.values)
+	if h.bits&bitPair != 0 {
+		size += len(h.ref) + refSize
 	}
-	b = append(b, 1, h.bits, h.copy)
-	for _, n := range []int64{h.time, h.after, h.published, h.offset, int64(h.partition), int64(h.flags), int64(h.values)} {
+	b = append(b, 1, byte(h.bits&bitsKept), h.copy)
+	for _, n := range [...]int64{h.time, h.after, h.published, h.offset, int64(h.partition), int64(h.flags), int64(size)} {
 		b = appendInt(b, n)
 	}
-	return append(b, h.blob...)
+	b = append(b, h.values...)
+	if h.bits&bitPair != 0 {
+		b = binary.LittleEndian.AppendUint32(append(b, h.ref...), uint32(len(h.ref))) //nolint:gosec // of a record's size
+	}
+	return append(b, payload...)
 }
 
 func appendSent(b []byte, d *sent) []byte {
@@ -173,17 +216,14 @@ func appendBucket(b []byte, k *bucket) []byte {
 	for _, n := range k.nums {
 		b = binary.LittleEndian.AppendUint64(b, math.Float64bits(n))
 	}
-	for _, m := range k.keys {
-		b = binary.AppendUvarint(b, uint64(len(m)))
-		for _, key := range sortedKeys(m) {
-			b = appendInt(appendText(b, key), m[key])
+	for _, c := range k.keys {
+		if c == "" {
+			c = "\x00"
 		}
+		b = append(b, c...)
 	}
 	if k.past != nil {
-		b = binary.AppendUvarint(b, uint64(len(k.past.records)))
-		for _, n := range k.past.records {
-			b = binary.LittleEndian.AppendUint64(b, n)
-		}
+		b = append(binary.AppendUvarint(b, uint64(k.past.len())), k.past.records...) //nolint:gosec // a length
 	}
 	return b
 }
@@ -234,8 +274,9 @@ func (r *reader) size() int {
 	return int(n) //nolint:gosec // not above len(b)
 }
 
-func (r *reader) text() string {
-	n := r.size()
+func (r *reader) text() string { return r.raw(r.size()) }
+
+func (r *reader) raw(n int) string {
 	if r.bad || n > len(r.b) {
 		r.bad = true
 		return ""
@@ -245,13 +286,46 @@ func (r *reader) text() string {
 	return s
 }
 
+// loose is what was restored of a group and is to be packed.
+type loose struct {
+	seen    []sighting
+	buckets []bucket
+}
+
+func (s *State) loose(g *group) *loose {
+	l := s.restored[g]
+	if l == nil {
+		if s.restored == nil {
+			s.restored = map[*group]*loose{}
+		}
+		l = &loose{}
+		s.restored[g] = l
+	}
+	return l
+}
+
+// pack sorts what was restored and drops what cannot be.
+func (g *group) pack(l *loose) {
+	if l == nil {
+		return
+	}
+	slices.SortFunc(l.seen, func(a, b sighting) int { return strings.Compare(a.sub, b.sub) })
+	l.buckets = slices.DeleteFunc(l.buckets, func(b bucket) bool {
+		n := len(b.keys)
+		return len(b.nums) != n+1 || g.m.c != nil && n != len(g.m.c.AggregateTypes)
+	})
+	slices.SortFunc(l.buckets, func(a, b bucket) int { return cmp.Compare(a.start, b.start) })
+	g.seen, g.buckets = packSeen(l.seen), packBuckets(l.buckets)
+}
+
 // Restore takes one entry of a changelog, in any order; nil values are ignored. Restored must be called when all are
 // there, before anything else.
 func (s *State) Restore(k string, value []byte) error {
 	if value == nil {
 		return nil
 	}
-	entry, p, err := parts(k)
+	var p [maxKeyParts]string
+	entry, n, err := parts(k, &p)
 	if err != nil {
 		return err
 	}
@@ -262,8 +336,19 @@ func (s *State) Restore(k string, value []byte) error {
 		}
 		return nil
 	}
-	want := map[byte]int{entryLane: 2, entryBegin: 4, entryHeld: 7, entrySent: 6, entryMeta: 6, entrySeen: 6, entryBucket: 6, entryGiven: 7, entryUnsure: 7}[entry]
-	if want == 0 || want != len(p) {
+	want := 6
+	switch entry {
+	case entryLane:
+		want = 2
+	case entryBegin:
+		want = 4
+	case entryHeld, entryGiven, entryUnsure:
+		want = 7
+	case entrySent, entryMeta, entrySeen, entryBucket:
+	default:
+		want = 0
+	}
+	if want == 0 || want != n {
 		return fmt.Errorf("the changelog has an entry of an unknown sort %q", entry)
 	}
 	l := s.lane(laneOf(p[0], p[1]))
@@ -279,26 +364,43 @@ func (s *State) Restore(k string, value []byte) error {
 		}
 		return broken()
 	}
+	if entry == entrySeen && p[5] == "" {
+		if t := r.int(); !r.bad {
+			m.seen.put(p[4], t)
+		}
+		return broken()
+	}
 	g := m.groups[p[4]]
 	if g == nil {
-		g = &group{m: m, id: p[4], floor: ever, swept: ever, dirty: ever, due: never}
+		g = &group{m: m, id: strings.Clone(p[4]), floor: ever, due: never, anew: true}
 		m.groups[g.id] = g
+		m.back = append(m.back, g)
+	}
+	if entry != entryHeld && entry != entryMeta {
+		s.own(g)
 	}
 	switch entry {
 	case entryHeld:
-		h := held{uuid: p[5], sub: p[6]}
+		h := &s.comes
+		*h = held{sub: []byte(p[6])}
 		if r.byte() != 1 {
 			r.bad = true
 		}
-		h.bits, h.copy = r.byte(), r.byte()
+		h.bits, h.copy = uint16(r.byte())&bitsKept, r.byte()
 		h.time, h.after, h.published, h.offset = r.int(), r.int(), r.int(), r.int()
-		h.partition, h.flags, h.values = int32(r.int()), uint32(r.int()), uint32(r.int()) //nolint:gosec // as written
-		if r.bad || int(h.values) > len(r.b) {
+		h.partition, h.flags = int32(r.int()), uint32(r.int()) //nolint:gosec // as written
+		size := r.int()
+		if r.bad || size < 0 || size > int64(len(r.b)) {
 			r.bad = true
 			return broken()
 		}
-		h.blob = append([]byte(nil), r.b...)
-		g.events = append(g.events, h)
+		h.values, h.payload = r.b[:size], r.b[size:]
+		if h.bits&bitPair != 0 && !h.splitRef() {
+			r.bad = true
+			return broken()
+		}
+		h.setUUID(p[5])
+		s.add(g, g.len(), h)
 	case entrySent:
 		var d sent
 		if r.byte() != 1 {
@@ -316,16 +418,19 @@ func (s *State) Restore(k string, value []byte) error {
 		if g.dets == nil {
 			g.dets = map[string]sent{}
 		}
-		d.given = g.dets[p[5]].given
-		g.dets[p[5]] = d
+		id := strings.Clone(p[5])
+		d.given = g.dets[id].given
+		g.dets[id] = d
 	case entryGiven:
-		g.restoreGiven(p[5], p[6], r)
+		g.restoreGiven(strings.Clone(p[5]), strings.Clone(p[6]), r)
 	case entryUnsure:
-		s.pairs.restore(g, pairID{p[5], p[6]}, r.int())
+		s.pairs.restore(g, pairID{strings.Clone(p[5]), strings.Clone(p[6])}, r.int())
 	case entryMeta:
 		g.floor, g.truncated, g.meta = r.int(), r.byte() == 1, true
 	case entrySeen:
-		g.seen = append(g.seen, sighting{p[5], r.int()})
+		if one := (sighting{strings.Clone(p[5]), r.int()}); !r.bad {
+			s.loose(g).seen = append(s.loose(g).seen, one)
+		}
 	case entryBucket:
 		one := bucket{}
 		start := &reader{b: []byte(p[5])}
@@ -338,23 +443,22 @@ func (s *State) Restore(k string, value []byte) error {
 			one.nums = append(one.nums, math.Float64frombits(r.fixed()))
 		}
 		for range max(len(one.nums)-1, 0) {
-			var counts map[string]int64
+			var counted map[string]int64
 			for range r.size() {
-				if counts == nil {
-					counts = map[string]int64{}
+				if counted == nil {
+					counted = map[string]int64{}
 				}
 				key := r.text()
-				counts[key] = r.int()
+				counted[key] = r.int()
 			}
-			one.keys = append(one.keys, counts)
+			one.keys = append(one.keys, packCounts(counted))
 		}
 		if version == 2 {
-			one.past = new(past)
-			for range r.size() {
-				one.past.records = append(one.past.records, r.fixed())
-			}
+			one.past = &past{r.raw(8 * r.size())}
 		}
-		g.buckets = append(g.buckets, one)
+		if !r.bad && !start.bad {
+			s.loose(g).buckets = append(s.loose(g).buckets, one)
+		}
 	}
 	return broken()
 }

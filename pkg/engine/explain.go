@@ -24,30 +24,30 @@ func (s *State) values(g *group, h *hit, b *rule.Hit) map[string]string {
 	}
 	at := func(ms int64) string { return time.UnixMilli(ms).UTC().Format(time.RFC3339Nano) }
 	put("hit", at(h.at))
-	put("event", g.events[h.last].uuid)
+	put("event", g.uuid(h.last))
 	for i, n := range h.steps {
 		if n >= 0 {
-			put("steps."+c.StepTypes[i].ID, g.events[n].uuid)
+			put("steps."+c.StepTypes[i].ID, g.uuid(n))
 		}
 	}
 	if c.Detection.Kind != rule.KindFirstSeen {
 		return out
 	}
-	if c.Detection.Learning > 0 && g.m.begin != never {
-		put("learned", at(g.m.begin+c.Detection.Learning.Milliseconds()))
+	if began := g.m.began(); c.Detection.Learning > 0 && began != never {
+		put("learned", at(began+c.Detection.Learning.Milliseconds()))
 	}
 	if len(c.Detection.SeenBefore) > 0 {
 		last := int64(ever)
-		for _, one := range g.seen {
+		for _, one := range g.seen.all() {
 			if one.time < h.at {
 				last = max(last, one.time)
 			}
 		}
-		for i := range g.events {
-			if e := &g.events[i]; e.time < h.at && e.after < h.at && e.flags&rule.Sighting != 0 {
+		g.each(0, g.timeAfter(h.at-1), func(e *held) {
+			if e.after < h.at && e.flags&rule.Sighting != 0 {
 				last = max(last, e.time)
 			}
-		}
+		})
 		if last != ever {
 			put("seen_before", at(last))
 		}
@@ -77,7 +77,7 @@ func Recount(c *rule.Compiled, ev *rule.Event, key []string, events []*record.Sy
 		if t == nil || !slices.ContainsFunc(t.Keys, func(k []string) bool { return slices.Equal(k, key) }) {
 			continue
 		}
-		all = append(all, held{values: uint32(len(t.Values)), blob: t.Values}) //nolint:gosec // bounded by the event's size
+		all = append(all, held{values: t.Values})
 		a.apply(&all[len(all)-1], 1)
 	}
 	return a.read(nil, func(each func(*held)) {

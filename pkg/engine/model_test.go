@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"bytes"
 	"cmp"
 	"flag"
 	"fmt"
@@ -546,6 +547,11 @@ func play(t *rapid.T, d *dice, set *rule.Set, lateness int64, come []delivery, b
 		have := st.Snapshot()
 		if len(have) != len(s.log) {
 			t.Fatalf("the changelog has %d entries, the memory %d", len(s.log), len(have))
+		}
+		for _, c := range have {
+			if c.Key[0] == 'E' && !bytes.Equal(c.Value, s.log[c.Key]) {
+				t.Fatalf("held event %q is %x in the changelog and %x in the memory", c.Key, s.log[c.Key], c.Value)
+			}
 		}
 		s.st = st
 	}

@@ -159,9 +159,13 @@ func laneOf(org, text string) laneID {
 // memoryOf is the memory that a Match is for; nil where no rule is known for it.
 func (s *State) memoryOf(mt *record.Match) *memory {
 	id := ruleID{mt.RuleID, mt.StateHash}
+	if m := s.lastMemory; m != nil && m.c != nil && m.ruleID == id && m.lane.org == mt.Org && m.lane.lane == mt.Lane {
+		return m
+	}
 	for _, second := range []bool{false, true} {
 		if l := s.lanes[laneID{mt.Org, mt.Lane, second}]; l != nil {
 			if m := l.rules[id]; m != nil && m.c != nil {
+				s.lastMemory = m
 				return m
 			}
 		}
@@ -179,7 +183,7 @@ type pairing struct {
 	set      *rule.Set
 	event    *rule.Event
 	view     record.SystemLogView
-	owned    map[*group]bool // groups whose events are no snapshot's: they may be changed in place
+	held     held
 	unsure   map[*group]map[pairID]int64
 }
 
@@ -232,7 +236,7 @@ type givenPair struct {
 }
 
 func keyOfGiven(g *group, id, uuid string) string {
-	return key(entryGiven, g.m.lane.org, g.m.lane.text(), g.m.ruleID.id, g.m.hash, g.id, id, uuid)
+	return key(entryGiven, g.m.lane.org, g.m.lane.text(), g.m.id, g.m.hash, g.id, id, uuid)
 }
 
 func (p givenPair) encode() []byte {
@@ -345,13 +349,16 @@ func (s *State) give(g *group, c cand, d *record.Detection, old sent, final bool
 		}
 	}
 	wanted := map[string]bool{} // true: said as it is now
+	var h held
+	var text []byte
 	firstHits(g, c, s.from, func(n int32, at int64) {
-		h := &g.events[n]
-		if _, seen := wanted[h.uuid]; seen {
+		g.read(int(n), &h)
+		text = h.appendUUID(text[:0])
+		if _, seen := wanted[string(text)]; seen {
 			return
 		}
 		p := givenPair{at, h.copy, h.bits&bitPartial != 0}
-		have, had := v.pairs[h.uuid]
+		have, had := v.pairs[string(text)]
 		switch {
 		case had && have.at < s.from: // an earlier hit has it, which stands
 			return
@@ -363,10 +370,11 @@ func (s *State) give(g *group, c cand, d *record.Detection, old sent, final bool
 			}
 			return
 		}
-		if wanted[h.uuid] = !had || have != p; !wanted[h.uuid] {
+		uuid := string(text)
+		if wanted[uuid] = !had || have != p; !wanted[uuid] {
 			return
 		}
-		s.list(g, c.id, v, h.uuid, p)
+		s.list(g, c.id, v, uuid, p)
 		for _, r := range rs.rules {
 			if had {
 				x.replace(n, r, have, p)
@@ -376,16 +384,17 @@ func (s *State) give(g *group, c cand, d *record.Detection, old sent, final bool
 		}
 	})
 	if v.last >= s.from || said != 0 {
-		for n := range g.events {
-			h := &g.events[n]
-			have, had := v.pairs[h.uuid]
-			if !had || h.sub != c.sub {
+		for n := range g.len() {
+			g.read(n, &h)
+			text = h.appendUUID(text[:0])
+			have, had := v.pairs[string(text)]
+			if !had || string(h.sub) != c.sub {
 				continue
 			}
-			switch done, want := wanted[h.uuid]; {
+			switch done, want := wanted[string(text)]; {
 			case !want && have.at >= s.from:
 				x.remove(int32(n), have) //nolint:gosec // at most maxHeld
-				s.strike(g, c.id, v, h.uuid)
+				s.strike(g, c.id, v, string(text))
 			case !done:
 				for _, r := range rs.rules {
 					if r.refs&said != 0 {
@@ -411,8 +420,8 @@ func (s *State) takeAway(g *group, id string, old sent) {
 	x.was.ref = refTo(g.m.part)
 	x.was.ref.ID, x.was.ref.Title, x.was.ref.Severity, x.was.ref.FirstTime = id, old.title, int64(old.severity), time.UnixMilli(old.first).UTC()
 	done := map[string]bool{}
-	for n := range g.events {
-		uuid := g.events[n].uuid
+	for n := range g.len() {
+		uuid := g.uuid(int32(n)) //nolint:gosec // at most maxHeld
 		if have, had := old.given.pairs[uuid]; had && !done[uuid] {
 			done[uuid] = true
 			x.remove(int32(n), have) //nolint:gosec // at most maxHeld
@@ -440,7 +449,7 @@ func firstHits(g *group, c cand, from int64, each func(n int32, at int64)) {
 	for _, i := range c.hits[k:] {
 		h := &g.hits[i]
 		for n := max(next, h.lo); n < h.hi; n++ {
-			if g.events[n].bits&bitSeed == 0 {
+			if g.bits(int(n))&bitSeed == 0 {
 				each(n, h.at)
 			}
 		}
@@ -455,6 +464,7 @@ type exchange struct {
 	rs       *readers
 	was, now pair
 	final    bool
+	viewed   int32 // number of the event that the view shows, plus one
 }
 
 // taken is what a rule takes of one of the group's events as a pair.
@@ -463,13 +473,18 @@ func (x *exchange) taken(n int32, c *rule.Compiled, p pair, as givenPair, is ope
 	if w.set != x.s.set {
 		w.set, w.event = x.s.set, x.s.set.NewEvent()
 	}
-	h := &x.g.events[n]
-	if err := w.view.Reset(h.payload()); err != nil {
-		x.s.failed(err)
-		return nil
+	h := &w.held
+	if x.viewed != n+1 {
+		x.g.read(int(n), h)
+		if err := w.view.Reset(x.s.payload(nil, x.g, h)); err != nil { // what is taken points into it
+			x.viewed = 0
+			x.s.failed(err)
+			return nil
+		}
+		x.viewed = n + 1
 	}
 	w.event.Reset(&w.view)
-	p.uuid, p.at, p.copy, p.partial = h.uuid, as.at, int32(as.copy), as.partial
+	p.uuid, p.at, p.copy, p.partial = h.identity(), as.at, int32(as.copy), as.partial
 	p.place = Place{x.s.topic, h.partition, h.offset}
 	out := p.take(c, w.event, is, x.s.observer)
 	for _, mt := range out { // without a topic as it came
@@ -548,20 +563,21 @@ func (s *State) applyPair(m *memory, mt *record.Match) error {
 		return nil
 	}
 	if g != nil && (d.Withdrawn || unsure) {
-		if i := g.pairAt(&held{time: at, uuid: mt.UUID, sub: d.ID}); i >= 0 {
-			h := g.events[i]
+		h := &s.comes
+		*h = held{time: at, sub: []byte(d.ID)}
+		h.setUUID(mt.UUID)
+		if i := s.pairAt(g, h); i >= 0 {
 			s.removePair(g, i)
-			s.change(keyOfHeld(g, &h), nil)
+			s.changeHeld(g, h, true)
 		}
 	}
 	if d.Withdrawn {
 		s.sure(g, pairID{d.ID, mt.UUID})
 		return nil
 	}
-	var h held
+	h := &s.comes
 	if !unsure {
-		var err error
-		if h, err = pairOf(m.c, mt); err != nil {
+		if err := pairOf(h, m.c, mt); err != nil {
 			return err
 		}
 	}
@@ -577,80 +593,88 @@ func (s *State) applyPair(m *memory, mt *record.Match) error {
 		return nil
 	}
 	s.sure(g, pairID{d.ID, mt.UUID})
-	i := g.pairAt(&h)
+	i := s.pairAt(g, h)
 	if i < 0 {
 		s.insert(g, h)
 		return nil
 	}
-	switch old := &g.events[i]; {
-	case h.copy < old.copy || old.same(&h):
+	old := &s.other
+	g.read(i, old)
+	switch {
+	case h.copy < old.copy || s.same(g, old, h):
 	case old.time != h.time:
 		s.removePair(g, i)
 		s.insert(g, h)
 	default:
 		s.touch(g)
-		s.own(g)
-		g.events[i] = h
-		s.change(keyOfHeld(g, &h), appendHeld(nil, &h))
-		g.dirty = min(g.dirty, h.time)
-		s.enqueue(g)
+		s.replace(g, i, h)
+		s.changeHeld(g, h, false)
+		s.changed(g, h.time)
 	}
 	return nil
 }
 
 func (s *State) removePair(g *group, i int) {
 	s.touch(g)
-	s.own(g)
-	g.dirty = min(g.dirty, g.events[i].time)
-	g.events = slices.Delete(g.events, i, i+1)
-	s.enqueue(g)
-}
-
-// own makes the group's events its own, so that they may be changed in place: those of a snapshot stay for Abort.
-func (s *State) own(g *group) {
-	if s.pairs.owned[g] {
-		return
-	}
-	if s.pairs.owned == nil {
-		s.pairs.owned = map[*group]bool{}
-	}
-	s.pairs.owned[g] = true
-	g.events = slices.Clone(g.events)
+	at := g.time(i)
+	s.remove(g, i)
+	s.changed(g, at)
 }
 
 // pairAt finds a pair, which may have been at another time; -1 where it is not held.
-func (g *group) pairAt(h *held) int {
-	i := sort.Search(len(g.events), func(i int) bool { return g.events[i].order(h) >= 0 })
-	if i < len(g.events) && g.events[i].order(h) == 0 {
+func (s *State) pairAt(g *group, h *held) int {
+	if i, ok := s.locate(g, h); ok {
 		return i
 	}
-	return slices.IndexFunc(g.events, func(o held) bool { return o.uuid == h.uuid && o.sub == h.sub })
+	for i := range g.len() {
+		if g.is(i, h) {
+			return i
+		}
+	}
+	return -1
 }
 
-func (h *held) same(o *held) bool {
-	return h.time == o.time && h.copy == o.copy && h.bits == o.bits && h.flags == o.flags && h.values == o.values && h.published == o.published &&
-		h.partition == o.partition && h.offset == o.offset && bytes.Equal(h.blob, o.blob)
+// same tells whether a pair that is held says the same as one that comes.
+func (s *State) same(g *group, h, o *held) bool {
+	if h.time != o.time || h.copy != o.copy || h.bits&bitsKept != o.bits&bitsKept || h.flags != o.flags || h.published != o.published ||
+		h.partition != o.partition || h.offset != o.offset || !bytes.Equal(h.values, o.values) || !bytes.Equal(h.ref, o.ref) {
+		return false
+	}
+	s.kept = s.payload(s.kept[:0], g, h)
+	return bytes.Equal(s.kept, o.payload)
 }
 
-// pairOf reads a pair from a Match. What the rule reads of its detection stands behind the values, its length at the end.
-func pairOf(c *rule.Compiled, mt *record.Match) (held, error) {
-	h, err := heldOf(c, mt)
-	if err != nil {
-		return h, err
+// pairOf reads a pair from a Match.
+func pairOf(h *held, c *rule.Compiled, mt *record.Match) error {
+	if err := heldOf(h, c, mt); err != nil {
+		return err
 	}
 	d := mt.Detection
-	h.sub = strings.Clone(d.ID)
+	h.sub = []byte(d.ID)
 	h.bits |= bitPair
 	if d.Open {
 		h.bits |= bitOpen
 	}
-	ref := appendRef(nil, c, d)
-	blob := make([]byte, 0, len(h.blob)+len(ref)+4)
-	blob = append(append(blob, h.blob[:h.values]...), ref...)
-	blob = binary.LittleEndian.AppendUint32(blob, uint32(len(ref))) //nolint:gosec // of a record's size
-	values := uint32(len(blob))                                     //nolint:gosec // of a record's size
-	h.blob, h.values = append(blob, h.payload()...), values
-	return h, nil
+	h.ref = appendRef(nil, c, d)
+	return nil
+}
+
+// refSize is the length of a ref's length, which stands behind it in the changelog.
+const refSize = 4
+
+// splitRef takes the ref, which an entry of the changelog has behind the values, from them.
+func (h *held) splitRef() bool {
+	n := len(h.values) - refSize
+	if n < 0 {
+		return false
+	}
+	size := binary.LittleEndian.Uint32(h.values[n:])
+	if uint64(size) > uint64(n) { //nolint:gosec // not negative
+		return false
+	}
+	at := n - int(size)
+	h.values, h.ref = h.values[:at], h.values[at:n]
+	return true
 }
 
 func appendRef(b []byte, c *rule.Compiled, d *record.MatchDetection) []byte {
@@ -678,21 +702,13 @@ func appendRef(b []byte, c *rule.Compiled, d *record.MatchDetection) []byte {
 	return b
 }
 
-// ref is event.detection of a held pair; nil of an event.
-func (h *held) ref() *rule.DetectionRef {
+// detection is event.detection of a held pair; nil of an event.
+func (h *held) detection() *rule.DetectionRef {
 	if h.bits&bitPair == 0 {
 		return nil
 	}
-	out := &rule.DetectionRef{ID: h.sub}
-	v := h.blob[:h.values]
-	if len(v) < 4 {
-		return out
-	}
-	v, size := v[:len(v)-4], binary.LittleEndian.Uint32(v[len(v)-4:])
-	if uint64(size) > uint64(len(v)) {
-		return out
-	}
-	r := &reader{b: v[len(v)-int(size):]}
+	out := &rule.DetectionRef{ID: string(h.sub)}
+	r := &reader{b: h.ref}
 	out.RuleID, out.Title, out.Mode = r.text(), r.text(), r.text()
 	out.Severity = int64(r.byte())
 	if t := r.int(); t != ever {
@@ -772,7 +788,7 @@ func (s *State) sureOfAll(g *group, clock int64) {
 }
 
 func keyOfUnsure(g *group, id pairID) string {
-	return key(entryUnsure, g.m.lane.org, g.m.lane.text(), g.m.ruleID.id, g.m.hash, g.id, id.id, id.uuid)
+	return key(entryUnsure, g.m.lane.org, g.m.lane.text(), g.m.id, g.m.hash, g.id, id.id, id.uuid)
 }
 
 // entriesOfUnsure are those of the changelog.
@@ -791,9 +807,9 @@ func (s *State) open(g *group) int64 {
 	}
 	first := int64(never)
 	lasts := func(at int64) bool { return g.m.clock == ever || at+openFor > g.m.clock }
-	for i := range g.events {
-		if h := &g.events[i]; h.bits&bitOpen != 0 && lasts(h.time) {
-			first = h.time
+	for i := range g.len() {
+		if g.bits(i)&bitOpen != 0 && lasts(g.time(i)) {
+			first = g.time(i)
 			break
 		}
 	}
@@ -817,7 +833,7 @@ func (s *State) decided(g *group) int64 {
 func (g *group) distinct(nums []int32) []int32 {
 	seen := make(map[string]bool, len(nums))
 	return slices.DeleteFunc(nums, func(n int32) bool {
-		uuid := g.events[n].uuid
+		uuid := g.uuid(n)
 		if seen[uuid] {
 			return true
 		}

@@ -300,3 +300,96 @@ func TestSecondCopyReplaces(t *testing.T) {
 		t.Errorf("%+v", d)
 	}
 }
+
+// TestChangelogIsTheMemory: the changelog has every sort of entry as the memory gives it, and a memory made of it gives it
+// again: events, pairs, what was given, what waits, sightings, and buckets that seeds may still come to.
+func TestChangelogIsTheMemory(t *testing.T) {
+	set := load(t, map[string]string{
+		"p/spray.yaml":  pairSpray + "  severity_when: [{when: agg.users >= 200, severity: critical}]\n",
+		"p/words.yaml":  strings.Replace(pairReader, "id: reader", "id: words", 1) + "alert: {title: '${event.detection.title}'}\n",
+		"p/severe.yaml": strings.NewReplacer("id: reader", "id: severe", `event.detection.ruleId == "spray"`, "event.detection.severity >= 5").Replace(pairReader),
+		"p/usual.yaml": "id: usual\ntitle: T\nseverity: low\ndetection: {kind: aggregate, group_by: {ip: event.client.ipAddress}, window: 1h, bucket: 1h, baseline: 10d, " +
+			"aggregates: {users: {distinct: event.actor.id}, kinds: {count_by: event.eventType}, first: {min: event.published}}, having: base.count.n >= 100}\n",
+		"p/new.yaml": "id: new\ntitle: T\nseverity: low\ndetection: {kind: first_seen, group_by: {user: event.actor.id, ip: event.client.ipAddress}, seen_before: [user], memory: 30d}\n",
+	})
+	m, st := engine.NewMatcher(set), engine.NewState(set)
+	log := map[string]string{}
+	flush := func() {
+		t.Helper()
+		for again := true; again; {
+			out := st.Flush()
+			for _, c := range out.Changes {
+				if c.Value == nil {
+					delete(log, c.Key)
+				} else {
+					log[c.Key] = string(c.Value)
+				}
+			}
+			for _, mt := range out.Pairs {
+				if err := st.Apply(mt); err != nil {
+					t.Fatal(err)
+				}
+			}
+			again = len(out.Pairs) > 0
+		}
+		st.Commit()
+	}
+	start := attempt(0).Derived.Time
+	for n := range 40 {
+		one := attempt(n % 10)
+		one.UUID = fmt.Sprintf("3b2b0c2e-0001-11f1-8000-%012d", n)
+		if n < 30 { // of the days before
+			at := start.Add(time.Duration(n-60) * time.Hour / 2)
+			one.Derived.Seed, one.Derived.Time, one.Published = true, at, &at
+			st.Seeded("00oORG", "live", at)
+		} else {
+			st.Begin("00oORG", "live", start)
+		}
+		for _, mt := range m.Take(view(t, one), engine.Place{Topic: "t", Offset: int64(n)}) {
+			if err := st.Apply(mt); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n%7 == 6 {
+			flush()
+		}
+	}
+	st.Advance("00oORG", "live", start.Add(30*time.Minute))
+	flush()
+	sorts := map[byte]int{}
+	was := map[string]string{}
+	for _, c := range st.Snapshot() {
+		sorts[c.Key[0]]++
+		was[c.Key] = string(c.Value)
+		if c.Key[0] == 'B' && c.Value[0] != 2 {
+			t.Errorf("bucket %q does not remember its seeds: %x", c.Key, c.Value)
+		}
+		if got := log[c.Key]; got != string(c.Value) && c.Key[0] != 'D' { // a detection that grows is not written each time
+			t.Errorf("%q is %x in the changelog and %x in the memory", c.Key, got, c.Value)
+		}
+	}
+	if len(was) != len(log) {
+		t.Errorf("%d entries in the changelog and %d in the memory", len(log), len(was))
+	}
+	for _, sort := range []byte("WLEDGSBPU") {
+		if sorts[sort] == 0 {
+			t.Errorf("no entry %c", sort)
+		}
+	}
+	again := engine.NewState(set)
+	for k, v := range was {
+		if err := again.Restore(k, []byte(v)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again.Restored()
+	for _, c := range again.Snapshot() {
+		if was[c.Key] != string(c.Value) {
+			t.Errorf("%q was %x and came back as %x", c.Key, was[c.Key], c.Value)
+		}
+		delete(was, c.Key)
+	}
+	for k := range was {
+		t.Errorf("%q is lost", k)
+	}
+}

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"maps"
 	"math"
 	"slices"
 	"sort"
@@ -30,6 +31,13 @@ type hit struct {
 	lo, hi   int32   // aggregate: events[lo:hi] but seeds
 	steps    []int32 // sequence: by step, -1 for negated ones
 	events   []int32 // sequence, first_seen: evidence, in order
+	begun    *begun  // of the first hit of a detection
+}
+
+// begun is the id of a detection that begins with a hit, as a definition has it.
+type begun struct {
+	c  *rule.Compiled
+	id string
 }
 
 // sent is what is known of a detection that was written.
@@ -95,6 +103,10 @@ func (s *State) process(g *group) {
 	if m.c == nil {
 		return
 	}
+	s.own(g)
+	if g.anew {
+		g.hits, g.cover, g.swept, g.dirty, g.anew = nil, nil, g.floor, ever, false
+	}
 	s.limit(g)
 	waits := m.waits()
 	from, to := g.dirty, int64(math.MaxInt64-1)
@@ -134,23 +146,30 @@ func (s *State) process(g *group) {
 	}
 	s.settle(g, cands)
 	s.lens.clear()
+	s.keysFor = nil
+	if !g.gone {
+		s.trim(g)
+	}
 }
 
 // limit keeps a group within the number of records: the oldest go. A detection that loses records this way is carried
 // on as it was.
 func (s *State) limit(g *group) {
-	over := len(g.events) - maxHeld
+	over := g.len() - maxHeld
+	if len(g.data) > maxBytes {
+		over = max(over, 0) + g.len()/8
+	}
 	if over <= 0 {
 		return
 	}
 	g.cover = nil
-	over += maxHeld / 8
+	over = min(over+maxHeld/8, g.len()-1)
 	m := g.m
 	if !g.truncated {
 		g.truncated = true
 		s.limited(m.c.ID, "a group holds more than 10,000 records: the oldest go")
 	}
-	cut := g.events[over-1].time
+	cut := g.time(over - 1)
 	for _, c := range s.join(g) {
 		id := c.id
 		if old, ok := g.dets[id]; ok && !old.final && !old.withdrawn && c.first <= cut {
@@ -163,7 +182,7 @@ func (s *State) limit(g *group) {
 			d.Evidence = nil
 			if b, err := d.AppendAvro(nil); err == nil {
 				old.carry = b
-				g.dets[id] = old
+				g.note(id, old)
 				s.change(keyOfSent(g, id), appendSent(nil, &old))
 			}
 		}
@@ -183,14 +202,8 @@ func lastHit(g *group, c cand) int64 {
 
 // cut drops the first n events.
 func (s *State) cut(g *group, n int) {
-	for i := range n {
-		s.change(keyOfHeld(g, &g.events[i]), nil)
-	}
-	rest := g.events[n:]
-	if cap(rest) > 2*len(rest)+16 || len(rest) == 0 {
-		rest = slices.Clone(rest)
-	}
-	g.events = rest
+	g.each(0, n, func(h *held) { s.changeHeld(g, h, true) })
+	s.dropFirst(g, n)
 	for i := range g.hits {
 		h := &g.hits[i]
 		h.last -= int32(n) //nolint:gosec // at most maxHeld
@@ -261,7 +274,16 @@ func (s *State) join(g *group) []cand {
 		lastSub, lastAt = h.sub, at
 	}
 	for i := range out {
-		out[i].id = s.detectionID(g, out[i])
+		c := &out[i]
+		if c.carried != nil {
+			c.id = s.detectionID(g, *c)
+			continue
+		}
+		h := &g.hits[c.hits[0]]
+		if h.begun == nil || h.begun.c != g.m.c {
+			h.begun = &begun{g.m.c, s.detectionID(g, *c)}
+		}
+		c.id = h.begun.id
 	}
 	return out
 }
@@ -345,7 +367,7 @@ func (s *State) reconcile(g *group, cands []cand, from int64) {
 		if given := s.give(g, c, d, old, final); given != old.given {
 			old.given = given
 			if known {
-				g.dets[id] = old
+				g.note(id, old)
 			}
 		}
 		switch {
@@ -356,7 +378,7 @@ func (s *State) reconcile(g *group, cands []cand, from int64) {
 		default:
 			if pending := content != old.content; pending != old.pending || old.last != c.last {
 				old.pending, old.last = pending, c.last
-				g.dets[id] = old // not worth an entry: a restart finds it again
+				g.note(id, old) // not worth an entry: a restart finds it again
 			}
 			continue
 		}
@@ -387,11 +409,24 @@ func (s *State) reconcile(g *group, cands []cand, from int64) {
 
 // keep notes what was sent.
 func (s *State) keep(g *group, id string, d sent) {
-	if g.dets == nil {
-		g.dets = map[string]sent{}
-	}
-	g.dets[id] = d
+	g.note(id, d)
 	s.change(keyOfSent(g, id), appendSent(nil, &d))
+}
+
+func (g *group) note(id string, d sent) {
+	g.ownDets()
+	g.dets[id] = d
+}
+
+// ownDets is called before dets is changed: a snapshot may have it too.
+func (g *group) ownDets() {
+	switch {
+	case g.dets == nil:
+		g.dets = map[string]sent{}
+	case g.lent:
+		g.dets = maps.Clone(g.dets)
+	}
+	g.lent = false
 }
 
 // base is what every detection of a group says.
@@ -537,23 +572,29 @@ func (s *State) evidence(g *group, c cand, d *record.Detection) {
 		sets, upto = cover.sets, cover.upto
 		cover.upto = c.last
 	}
+	h, published := &s.comes, -1
 	for n, i := range nums {
-		h := &g.events[i]
-		d.Backfill = d.Backfill && h.bits&bitBackfill != 0
-		if h.bits&bitPartial != 0 {
+		bits := g.bits(int(i))
+		d.Backfill = d.Backfill && bits&bitBackfill != 0
+		if bits&bitPartial != 0 {
 			d.Partial, d.Unconfirmed = true, true
 		}
-		if n < evidenceEnd || n >= len(nums)-evidenceEnd {
-			d.EvidenceUUIDs = append(d.EvidenceUUIDs, h.uuid)
+		if bits&bitPublished != 0 {
+			published = int(i)
 		}
-		if h.bits&bitPublished != 0 {
-			t := time.UnixMilli(h.published).UTC()
-			d.Published = &t
+		listed := n < evidenceEnd || n >= len(nums)-evidenceEnd
+		if !listed && g.time(int(i)) <= upto {
+			continue
+		}
+		g.read(int(i), h)
+		if listed {
+			d.EvidenceUUIDs = append(d.EvidenceUUIDs, h.identity())
 		}
 		if n >= maxEvidence && h.time <= upto {
 			continue
 		}
-		if s.view.Reset(h.payload()) != nil {
+		s.kept = s.payload(s.kept[:0], g, h)
+		if s.view.Reset(s.kept) != nil {
 			continue
 		}
 		if h.time > upto {
@@ -561,15 +602,15 @@ func (s *State) evidence(g *group, c cand, d *record.Detection) {
 		}
 		if n < maxEvidence {
 			e := record.Evidence{
-				UUID: h.uuid, EventType: string([]byte(s.view.EventType())), Time: s.view.Derived().Time, Topic: s.topic,
-				Partition: h.partition, Offset: h.offset, Copy: int32(h.copy),
-			}
-			if h.bits&bitPublished != 0 {
-				t := time.UnixMilli(h.published).UTC()
-				e.Published = &t
+				UUID: d.EvidenceUUIDs[n], EventType: string([]byte(s.view.EventType())), Time: s.view.Derived().Time, Topic: s.topic,
+				Partition: h.partition, Offset: h.offset, Copy: int32(h.copy), Published: h.wasPublished(),
 			}
 			d.Evidence = append(d.Evidence, e)
 		}
+	}
+	if published >= 0 {
+		g.read(published, h)
+		d.Published = h.wasPublished()
 	}
 	if cover != nil {
 		o := &cover.d
@@ -584,6 +625,15 @@ func (s *State) evidence(g *group, c cand, d *record.Detection) {
 		own := d.EvidenceUUIDs
 		d.EvidenceUUIDs = append(slices.Clone(first), own[max(0, len(own)-evidenceEnd):]...)
 	}
+}
+
+// wasPublished is when Okta published the event, nil where that is not known.
+func (h *held) wasPublished() *time.Time {
+	if h.bits&bitPublished == 0 {
+		return nil
+	}
+	t := time.UnixMilli(h.published).UTC()
+	return &t
 }
 
 // fewCovered is how much evidence is read again each time.
@@ -612,7 +662,7 @@ func (s *State) union(g *group, c cand) []int32 {
 		for _, i := range c.hits {
 			h := &g.hits[i]
 			for n := max(next, h.lo); n < h.hi; n++ {
-				if g.events[n].bits&bitSeed == 0 {
+				if g.bits(int(n))&bitSeed == 0 {
 					out = append(out, n)
 				}
 			}
@@ -657,7 +707,7 @@ func (s *State) shown(g *group, h *hit) []*rule.Event {
 	if g.m.c.Detection.Kind == rule.KindAggregate {
 		nums = nil
 		for n := h.hi - 1; n >= h.lo && len(nums) < maxListed; n-- {
-			if g.events[n].bits&bitSeed == 0 {
+			if g.bits(int(n))&bitSeed == 0 {
 				nums = append(nums, n)
 			}
 		}
@@ -673,6 +723,8 @@ func (s *State) shown(g *group, h *hit) []*rule.Event {
 	return out
 }
 
+const keptLens = 32
+
 // lens shows held events to expressions. It holds them while one group is processed.
 type lens struct {
 	all  []*seenEvent
@@ -683,6 +735,7 @@ type lens struct {
 type seenEvent struct {
 	ev   *rule.Event
 	view record.SystemLogView
+	kept []byte // the payload
 }
 
 func (l *lens) event(s *State, g *group, n int32) *rule.Event {
@@ -694,11 +747,13 @@ func (l *lens) event(s *State, g *group, n int32) *rule.Event {
 	}
 	e := l.all[l.used]
 	l.used++
-	if err := e.view.Reset(g.events[n].payload()); err != nil {
+	g.read(int(n), &s.comes)
+	e.kept = s.payload(e.kept[:0], g, &s.comes)
+	if err := e.view.Reset(e.kept); err != nil {
 		s.failed(err)
 	}
 	e.ev.Reset(&e.view)
-	e.ev.SetDetection(g.events[n].ref())
+	e.ev.SetDetection(s.comes.detection())
 	if l.by == nil {
 		l.by = map[int32]*seenEvent{}
 	}
@@ -710,8 +765,8 @@ func (l *lens) clear() {
 	if l.used == 0 {
 		return
 	}
-	if l.used > maxListed {
-		l.all, l.by = nil, nil
+	if l.used > keptLens {
+		l.all, l.by = slices.Clone(l.all[:keptLens]), nil // a view is some kilobytes
 	}
 	l.used = 0
 	clear(l.by)
@@ -757,6 +812,7 @@ func (s *State) settle(g *group, cands []cand) {
 			d := g.dets[id]
 			switch {
 			case d.withdrawn && d.slotEnd <= min(m.clock, open-1), d.final && !d.withdrawn && d.last <= g.floor:
+				g.ownDets()
 				delete(g.dets, id)
 				s.change(keyOfSent(g, id), nil)
 				wrote = true
@@ -769,7 +825,7 @@ func (s *State) settle(g *group, cands []cand) {
 		}
 		wrote = s.prune(g) || wrote
 	}
-	if len(g.events) == 0 && len(g.dets) == 0 && len(g.seen) == 0 && len(g.buckets) == 0 && open == never {
+	if g.len() == 0 && len(g.dets) == 0 && g.seen == "" && g.buckets == "" && open == never {
 		s.drop(g)
 		return
 	}
@@ -777,25 +833,30 @@ func (s *State) settle(g *group, cands []cand) {
 		s.writeMeta(g)
 	}
 	if waits := m.waits(); waits > 0 {
-		n := sort.Search(len(g.events), func(i int) bool { return g.swept == ever || g.events[i].time+waits > g.swept })
-		if n < len(g.events) {
-			wake(g.events[n].time + waits)
+		n := 0
+		if g.swept != ever {
+			n = g.timeAfter(g.swept - waits)
+		}
+		if n < g.len() {
+			wake(g.time(n) + waits)
 		}
 	}
 	if open != never {
 		wake(open + openFor)
 	} else if minFirst == never || m.clock == ever || g.floor >= m.clock {
-		if len(g.events) > 0 {
+		if g.len() > 0 {
 			wake(s.prunable(g))
 		}
 		switch {
-		case len(g.buckets) > 0:
+		case g.buckets != "":
 			d := &m.c.Detection
-			wake(g.buckets[0].start + (d.Bucket + d.Window + d.Baseline).Milliseconds())
-		case len(g.seen) == 1:
-			wake(g.seen[0].time + m.c.Detection.Memory.Milliseconds())
-		case len(g.seen) > 1:
-			wake(max(m.clock, 0) + max(m.c.Detection.Memory.Milliseconds()/8, pace))
+			wake(g.buckets.start() + (d.Bucket + d.Window + d.Baseline).Milliseconds())
+		case g.seen != "":
+			if one, rest := g.seen.first(0); rest == "" {
+				wake(one.time + m.c.Detection.Memory.Milliseconds())
+			} else {
+				wake(max(m.clock, 0) + max(m.c.Detection.Memory.Milliseconds()/8, pace))
+			}
 		}
 	}
 	s.schedule(g, max(due, ever+1))
@@ -819,7 +880,7 @@ func (m *memory) cutoff(floor int64) int64 {
 
 // slack is how long pruning may wait, so that it is not done for each event of a busy group.
 func (m *memory) slack(g *group) int64 {
-	if len(g.events) <= fewEvents {
+	if g.len() <= fewEvents {
 		return 0
 	}
 	d := &m.c.Detection
@@ -830,10 +891,11 @@ func (m *memory) slack(g *group) int64 {
 func (s *State) prunable(g *group) int64 {
 	m := g.m
 	d := &m.c.Detection
-	t := g.events[0].time + m.slack(g)
+	t := g.time(0) + m.slack(g)
 	switch {
 	case d.Kind == rule.KindFirstSeen:
-		return max(t, g.events[0].after)
+		g.read(0, &s.comes)
+		return max(t, s.comes.after)
 	case d.Kind == rule.KindSequence:
 		return t + d.Window.Milliseconds() + m.trail()
 	case d.Baseline > 0:
@@ -849,14 +911,14 @@ func (s *State) prunable(g *group) int64 {
 func (s *State) prune(g *group) bool {
 	m := g.m
 	wrote := s.expire(g)
-	if len(g.events) == 0 || g.floor < s.prunable(g) {
+	if g.len() == 0 || g.floor < s.prunable(g) {
 		return wrote
 	}
 	cut := m.cutoff(g.floor)
-	n := sort.Search(len(g.events), func(i int) bool { return g.events[i].time > cut })
+	n := g.timeAfter(cut)
 	if m.c.Detection.Kind == rule.KindFirstSeen {
 		for i := range n {
-			if g.events[i].after > g.floor {
+			if g.read(i, &s.comes); s.comes.after > g.floor {
 				n = i
 				break
 			}
@@ -880,36 +942,31 @@ func (s *State) expire(g *group) bool {
 	m := g.m
 	d := &m.c.Detection
 	wrote := false
-	if len(g.seen) > 0 {
+	if g.seen != "" {
 		old := g.floor - d.Memory.Milliseconds()
-		var rest []sighting
-		for i, one := range g.seen {
+		all := g.seen.all()
+		rest := slices.DeleteFunc(all, func(one sighting) bool {
 			if one.time > old {
-				if wrote {
-					rest = append(rest, one)
-				}
-				continue
-			}
-			if !wrote {
-				rest, wrote = slices.Clone(g.seen[:i]), true
+				return false
 			}
 			s.change(keyOfSeen(g, one.sub), nil)
-		}
-		if wrote {
-			g.seen = rest
+			return true
+		})
+		if len(rest) < len(all) {
+			g.seen, wrote = packSeen(rest), true
 		}
 	}
-	if len(g.buckets) > 0 {
+	if g.buckets != "" {
 		b := d.Bucket.Milliseconds()
 		least := (floorDiv(g.floor+1, b) - (d.Window+d.Baseline).Milliseconds()/b + 1) * b
-		n := 0
-		for n < len(g.buckets) && g.buckets[n].start < least {
-			s.change(keyOfBucket(g, g.buckets[n].start), nil)
-			n++
-		}
-		if n > 0 {
-			g.buckets = slices.Clone(g.buckets[n:])
-			wrote = true
+		if g.buckets.start() < least {
+			all := g.buckets.all()
+			n := 0
+			for n < len(all) && all[n].start < least {
+				s.change(keyOfBucket(g, all[n].start), nil)
+				n++
+			}
+			g.buckets, wrote = packBuckets(all[n:]), true
 		}
 	}
 	return wrote

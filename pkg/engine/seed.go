@@ -1,9 +1,9 @@
 package engine
 
 import (
-	"cmp"
-	"maps"
+	"encoding/binary"
 	"slices"
+	"sort"
 	"time"
 
 	"github.com/oktawatch/oktawatch/pkg/rule"
@@ -46,8 +46,12 @@ func (m *memory) seedable(k int64) bool {
 	return m.begin == never || k < floorDiv(m.begin, m.c.Detection.Bucket.Milliseconds())
 }
 
-// needless tells that a seed changes nothing: it is too old, it was counted, or the live events are counted in its place.
+// needless tells that a seed changes nothing: the rule takes none, it is too old, it was counted, or the live events are
+// counted in its place.
 func (m *memory) needless(g *group, h *held) bool {
+	if !TakesSeeds(m.c) {
+		return true
+	}
 	d := &m.c.Detection
 	if d.Kind == rule.KindFirstSeen {
 		return m.clock != ever && h.time <= m.clock-d.Memory.Milliseconds()
@@ -57,74 +61,113 @@ func (m *memory) needless(g *group, h *held) bool {
 	if !m.seedable(k) || m.clock != ever && k <= floorDiv(m.clock+1, b)-(d.Window+d.Baseline).Milliseconds()/b {
 		return true
 	}
-	if g == nil {
+	if g == nil || g.work == nil {
 		return false
 	}
-	i, ok := slices.BinarySearchFunc(g.buckets, k*b, func(o bucket, t int64) int { return cmp.Compare(o.start, t) })
-	return ok && g.buckets[i].past.has(h)
+	old, ok := g.buckets.find(k * b)
+	return ok && old.past.has(recordOf(h))
 }
 
 // past is what a bucket that seeds may still come to remembers, so that each record counts once. It is never changed.
 type past struct {
-	records []uint64 // hashes of uuids, sorted
+	records string // hashes of their identities, sorted, 8 bytes each
+}
+
+const recordSize = 8
+
+func newPast(records []uint64) *past {
+	slices.Sort(records)
+	records = slices.Compact(records)
+	b := make([]byte, 0, recordSize*len(records))
+	for _, n := range records {
+		b = binary.LittleEndian.AppendUint64(b, n)
+	}
+	return &past{string(b)}
 }
 
 func recordOf(h *held) uint64 {
 	var sum hasher
 	sum.Reset()
-	sum.text(h.uuid)
+	sum.text(h.identity())
+	if len(h.sub) > 0 {
+		sum.text(string(h.sub))
+	}
 	return sum.Sum64()
 }
 
-func (p *past) has(h *held) bool {
+func (p *past) len() int { return len(p.records) / recordSize }
+
+func (p *past) record(i int) uint64 {
+	var b [recordSize]byte
+	copy(b[:], p.records[recordSize*i:])
+	return binary.LittleEndian.Uint64(b[:])
+}
+
+func (p *past) has(record uint64) bool {
 	if p == nil {
 		return false
 	}
-	_, ok := slices.BinarySearch(p.records, recordOf(h))
-	return ok
+	i := sort.Search(p.len(), func(i int) bool { return p.record(i) >= record })
+	return i < p.len() && p.record(i) == record
 }
 
 func (p *past) with(o *past) *past {
-	all := append(slices.Clone(p.records), o.records...)
-	slices.Sort(all)
-	return &past{slices.Clip(slices.Compact(all))}
+	all := make([]uint64, 0, p.len()+o.len())
+	for _, one := range [...]*past{p, o} {
+		for i := range one.len() {
+			all = append(all, one.record(i))
+		}
+	}
+	return newPast(all)
 }
 
-// unknown are the events that a bucket does not know yet, as many as it can remember.
-func (s *State) unknown(g *group, p *past, events []held) []held {
-	events = slices.DeleteFunc(slices.Clone(events), func(h held) bool { return p.has(&h) })
-	if room := max(maxPast-len(p.records), 0); len(events) > room {
-		s.limited(g.m.c.ID, "a bucket of a baseline has more than 100,000 seeds: the rest is not counted")
-		events = events[:room]
+// news are the events that a bucket does not know yet, as many as it can remember.
+type news struct {
+	known   *past
+	keeps   bool // seeds may come to the bucket
+	n       int
+	records []uint64
+	cut     bool
+}
+
+func (n *news) take(h *held) bool {
+	if n.known == nil && !n.keeps {
+		return true
 	}
-	return events
+	record := recordOf(h)
+	switch {
+	case n.known == nil:
+	case n.known.has(record):
+		return false
+	case n.known.len()+n.n >= maxPast:
+		n.cut = true
+		return false
+	}
+	n.n++
+	if n.keeps {
+		n.records = append(n.records, record)
+	}
+	return true
 }
 
 // mergeable has a bucket keep what merging it with another needs: which records it holds, the values of distinct, and
 // whether there was anything to be the least or the greatest.
-func (k *bucket) mergeable(a *accumulator, events []held) {
-	k.past = &past{make([]uint64, 0, len(events))}
-	for i := range events {
-		k.past.records = append(k.past.records, recordOf(&events[i]))
-	}
-	slices.Sort(k.past.records)
+func (k *bucket) mergeable(a *accumulator, records []uint64) {
+	k.past = newPast(records)
 	for i, t := range a.types {
 		switch v := &a.vals[i]; {
 		case t.How == rule.AggDistinct:
-			k.keys[i] = v.counts
+			k.keys[i] = packCounts(v.all())
 		case (t.How == rule.AggMin || t.How == rule.AggMax) && v.n > 0:
-			k.keys[i] = map[string]int64{"": v.n}
+			k.keys[i] = packCounts(map[string]int64{"": v.n})
 		}
 	}
 }
 
-func sum(a, b map[string]int64) map[string]int64 {
-	out := make(map[string]int64, len(a)+len(b))
-	maps.Copy(out, a)
-	for k, n := range b {
-		out[k] += n
-	}
-	return out
+func sum(a, b counts) counts {
+	out := a.all()
+	b.each(func(key string, n int64) { out[key] += n })
+	return packCounts(out)
 }
 
 // recompute works out the aggregates of a bucket that are made of others.
@@ -136,10 +179,13 @@ func (s *State) recompute(g *group, k *bucket) {
 	scratch := &rule.Hit{Event: s.set.NewEvent(), Count: int64(k.nums[len(types)]), Key: g.keys()}
 	scratch.Event.Reset(&s.empty)
 	for i, t := range types {
-		v := rule.Value{Counts: k.keys[i]}
-		if t.Type == rule.DoubleValue {
+		var v rule.Value
+		switch t.Type {
+		case rule.CountsValue:
+			v.Counts = k.keys[i].all()
+		case rule.DoubleValue:
 			v.Double = k.nums[i]
-		} else {
+		default:
 			v.Int = int64(k.nums[i])
 		}
 		scratch.Agg = append(scratch.Agg, v)

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"slices"
-	"sort"
 
 	"github.com/oktawatch/oktawatch/pkg/rule"
 )
@@ -22,10 +21,10 @@ func (s *State) sequence(g *group, from, to int64) {
 	q.chain = make([]int32, len(q.steps))
 	start := 0
 	if from != ever {
-		start = sort.Search(len(g.events), func(i int) bool { return g.events[i].time+trail >= from })
+		start = g.timeAfter(from - trail - 1)
 	}
-	for i := start; i < len(g.events); i++ {
-		if g.events[i].time+trail > to {
+	for i := start; i < g.len(); i++ {
+		if g.time(i)+trail > to {
 			break
 		}
 		if !q.fits(int32(i), q.real[len(q.real)-1]) { //nolint:gosec // at most maxHeld
@@ -39,7 +38,7 @@ func (s *State) sequence(g *group, from, to int64) {
 		if !ok {
 			continue
 		}
-		h.at = g.events[i].time + trail
+		h.at = g.time(i) + trail
 		if m.c.HasSeverityWhen() {
 			own := h
 			s.bind(g, &own)
@@ -71,8 +70,7 @@ type search struct {
 
 // fits tells whether the filter of a step took an event that is judged.
 func (q *search) fits(n int32, step int) bool {
-	h := &q.g.events[n]
-	return h.flags&(1<<step) != 0 && h.bits&(bitExcepted|bitSeed) == 0
+	return q.g.flags(int(n))&(1<<step) != 0 && q.g.bits(int(n))&(bitExcepted|bitSeed) == 0
 }
 
 // holds judges a step that reads earlier ones.
@@ -104,7 +102,7 @@ func (q *search) find(last int32) (hit, bool) {
 		q.chain[i] = -1
 	}
 	q.tries = 0
-	q.least = q.g.events[last].time - q.window
+	q.least = q.g.time(int(last)) - q.window
 	q.chain[q.real[len(q.real)-1]] = last
 	if !q.back(len(q.real) - 1) {
 		return hit{}, false
@@ -120,11 +118,11 @@ func (q *search) back(j int) bool {
 	if j == 0 {
 		return q.complete()
 	}
-	ev := q.g.events
+	g := q.g
 	step, next := q.real[j-1], q.real[j]
-	t := ev[q.chain[next]].time
+	t := g.time(int(q.chain[next]))
 	least := max(q.least, t-q.steps[next].Within.Milliseconds()-1)
-	for n := int32(sort.Search(len(ev), func(i int) bool { return ev[i].time > t })) - 1; n >= 0 && ev[n].time > least; n-- { //nolint:gosec // at most maxHeld
+	for n := int32(g.timeAfter(t)) - 1; n >= 0 && g.time(int(n)) > least; n-- { //nolint:gosec // at most maxHeld
 		if !q.fits(n, step) || slices.Contains(q.chain, n) {
 			continue
 		}
@@ -154,7 +152,7 @@ func (q *search) bound(j int) bool {
 
 // complete judges what needs the whole chain: further records of steps with a count, and negated steps.
 func (q *search) complete() bool {
-	ev := q.g.events
+	g := q.g
 	evidence := make([]int32, 0, len(q.real))
 	for _, step := range q.real {
 		evidence = append(evidence, q.chain[step])
@@ -164,12 +162,12 @@ func (q *search) complete() bool {
 		if want == 0 {
 			continue
 		}
-		until := ev[q.chain[step]].time
+		until := g.time(int(q.chain[step]))
 		least := q.least
 		if k > 0 {
-			least = max(least, ev[q.chain[q.real[k-1]]].time-1)
+			least = max(least, g.time(int(q.chain[q.real[k-1]]))-1)
 		}
-		for n := int32(sort.Search(len(ev), func(i int) bool { return ev[i].time > until })) - 1; want > 0 && n >= 0 && ev[n].time > least; n-- { //nolint:gosec // at most maxHeld
+		for n := int32(g.timeAfter(until)) - 1; want > 0 && n >= 0 && g.time(int(n)) > least; n-- { //nolint:gosec // at most maxHeld
 			if q.fits(n, step) && !slices.Contains(evidence, n) && q.holds(step, n) {
 				evidence = append(evidence, n)
 				want--
@@ -186,19 +184,18 @@ func (q *search) complete() bool {
 			before = q.chain[i]
 			continue
 		}
-		lo := ev[before].time
+		lo := g.time(int(before))
 		var hi int64
 		except := int32(-1)
 		if next := slices.IndexFunc(q.real, func(r int) bool { return r > i }); next >= 0 {
 			except = q.chain[q.real[next]]
-			hi = ev[except].time
+			hi = g.time(int(except))
 		} else {
-			lo = ev[last].time
+			lo = g.time(int(last))
 			hi = lo + q.steps[i].Within.Milliseconds()
 		}
-		n := sort.Search(len(ev), func(n int) bool { return ev[n].time > lo })
-		for ; n < len(ev) && ev[n].time <= hi; n++ {
-			if int32(n) != except && ev[n].bits&bitSeed == 0 && ev[n].flags&(1<<i) != 0 && q.holds(i, int32(n)) { //nolint:gosec // at most maxHeld
+		for n := g.timeAfter(lo); n < g.len() && g.time(n) <= hi; n++ {
+			if int32(n) != except && g.bits(n)&bitSeed == 0 && g.flags(n)&(1<<i) != 0 && q.holds(i, int32(n)) { //nolint:gosec // at most maxHeld
 				return false
 			}
 		}

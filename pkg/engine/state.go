@@ -2,9 +2,9 @@ package engine
 
 import (
 	"cmp"
-	"container/heap"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"maps"
 	"math"
 	"slices"
@@ -19,6 +19,7 @@ import (
 // Limits of what a State holds; what is cut marks the detection and is told to the StateObserver.
 const (
 	maxHeld   = 10_000    // records of a group, values of one aggregate
+	maxBytes  = 1 << 30   // of a group's records
 	maxGroups = 1_000_000 // of a rule
 )
 
@@ -50,30 +51,48 @@ type Output struct {
 // their updates. What it says is a function of the records, the rules and the clock, whatever the order in which
 // records came before the clock. It serves one goroutine.
 type State struct {
-	set      *rule.Set
-	before   []*rule.Set // the newest first
-	observer Observer
-	topic    string
-	lanes    map[laneID]*lane
-	event    *rule.Event // for expressions over hits
-	view     record.SystemLogView
-	empty    record.SystemLogView
-	queue    []*group
-	touched  []snapshot
-	lanesWas map[*lane]int64
-	undo     []func()
-	closing  bool // what is pending goes out at the next Flush
-	out      Output
-	lens     lens
-	hit      rule.Hit
-	agg      accumulator
-	sum      hasher
-	nums     []int32
-	buf      []byte
-	last     map[string]int64
-	from     int64 // hits before it are as they were
-	pairs    pairing
-	meter    meter
+	set        *rule.Set
+	before     []*rule.Set // the newest first
+	observer   Observer
+	topic      string
+	lanes      map[laneID]*lane
+	event      *rule.Event // for expressions over hits
+	view       record.SystemLogView
+	empty      record.SystemLogView
+	queue      []*group
+	touched    []snapshot
+	fuller     [][]snapshot // those before touched
+	lanesWas   map[*lane]int64
+	undo       []func()
+	closing    bool // what is pending goes out at the next Flush
+	out        Output
+	lens       lens
+	hit        rule.Hit
+	agg        accumulator
+	sum        hasher
+	nums       []int32
+	buf        []byte
+	shapes     *shapes
+	lastLane   *lane
+	lastMemory *memory
+	keys       []string // of keysFor
+	restored   map[*group]*loose
+	changes    int // of the last batch
+	keysFor    *group
+	seed       maphash.Seed
+	record     []byte      // the event that is written
+	fresh      []uint32    // places of its texts
+	inner      []innerText // of its values
+	comes      held
+	other      held
+	kept       []byte // payload of the event that is read
+	spare      []*work
+	chunk      chunk
+	last       map[string]int64
+	sightings  []maybeSeen // of the group that is judged
+	from       int64       // hits before it are as they were
+	pairs      pairing
+	meter      meter
 }
 
 // StateOption changes a State.
@@ -87,7 +106,7 @@ func WithTopic(topic string) StateOption { return func(s *State) { s.topic = top
 
 // NewState makes an empty memory.
 func NewState(set *rule.Set, opts ...StateOption) *State {
-	s := &State{lanes: map[laneID]*lane{}, lanesWas: map[*lane]int64{}, observer: silent{}}
+	s := &State{lanes: map[laneID]*lane{}, lanesWas: map[*lane]int64{}, observer: silent{}, shapes: newShapes(), seed: maphash.MakeSeed()}
 	for _, o := range opts {
 		o(s)
 	}
@@ -105,6 +124,7 @@ type lane struct {
 	watermark int64
 	rules     map[ruleID]*memory
 	timers    timers
+	soon      []*group // to be looked at when the watermark moves
 }
 
 type ruleID struct{ id, hash string }
@@ -118,62 +138,85 @@ type memory struct {
 	begin  int64          // first record of the org since this memory began; never until one came
 	seeded int64          // earliest seed of the org; never until one came
 	groups map[string]*group
+	most   int       // groups there were since the map was made
+	back   []*group  // restored, in that order
+	seen   sightings // last sightings at or before the clock, of first_seen rules without seen_before
 	part   *record.Detection
 	reads  readers
+	head   string // what the keys of its entries begin with
 }
 
-// held is one event that a group holds.
-type held struct {
-	time      int64 // event time, milliseconds
-	uuid      string
-	sub       string // key within the group, of rules with seen_before
-	after     int64  // of a sighting that came late: it counts behind this time only
-	published int64
-	offset    int64
-	partition int32
-	flags     uint32
-	bits      uint8
-	copy      uint8
-	values    uint32 // length of the values in front of the payload
-	blob      []byte
-}
-
-const (
-	bitExcepted = 1 << iota
-	bitSeed
-	bitPartial
-	bitBackfill
-	bitPublished
-	bitPair // it comes through a detection: sub is its id
-	bitOpen // what the rule reads of the detection may change
-)
-
-func (h *held) payload() []byte { return h.blob[h.values:] }
-
-func (h *held) order(o *held) int {
-	return cmp.Or(cmp.Compare(h.time, o.time), strings.Compare(h.uuid, o.uuid), strings.Compare(h.sub, o.sub))
-}
-
-// group is what is held of one key of a rule.
+// group is what is held of one key of a rule. There are many with one event and nothing else: what those do not need is
+// in work.
 type group struct {
-	m      *memory
-	id     string
-	events []held // in record order
+	m    *memory
+	id   string
+	data []byte // held events, see held.go
+	*work
 
 	floor     int64 // hits at or before are over and forgotten
-	swept     int64 // hits at or before that are found, as far as the clock decides them
-	dirty     int64 // what changed is at or behind
-	hits      []hit
-	dets      map[string]sent
-	seen      []sighting // first_seen: last sighting at or before floor, by key; never changed in place
-	cover     *cover
-	buckets   []bucket // baseline: closed buckets, in order of time
-	due       int64    // watermark at which there is something to do
+	due       int64 // watermark at which there is something to do
+	single    bool  // there is one event, and no index
+	anew      bool  // what was found is to be found again
 	queued    bool
 	touched   bool
 	truncated bool
 	gone      bool
 	meta      bool // floor is in the changelog
+	lent      bool // a snapshot has dets too
+}
+
+// work is what a group has while it is judged, and keeps where it has more than one event or something was found.
+type work struct {
+	index   []uint32 // places of the events in data, in record order
+	dict    []uint32 // places of texts
+	words   int32    // in dict
+	dead    uint32   // bytes of data, about, that no event needs
+	swept   int64    // hits at or before that are found, as far as the clock decides them
+	dirty   int64    // what changed is at or behind
+	hits    []hit
+	dets    map[string]sent
+	seen    seenList // first_seen with seen_before: last sighting at or before floor, by key
+	cover   *cover
+	buckets bucketList // baseline: closed buckets, in order of time
+}
+
+// own gives a group its work.
+func (s *State) own(g *group) {
+	if g.work != nil {
+		return
+	}
+	n := len(s.spare)
+	if n == 0 {
+		g.work = new(work)
+	} else {
+		g.work, s.spare = s.spare[n-1], s.spare[:n-1]
+	}
+	*g.work = work{dirty: never, swept: g.floor}
+}
+
+// trim takes the work from a group that can do without.
+func (s *State) trim(g *group) {
+	if g.work == nil || g.len() > 1 {
+		return
+	}
+	if g.len() == 1 && g.index != nil {
+		if g.index[0] != 0 || g.dead > 0 {
+			s.compact(g)
+		}
+		g.index, g.dict, g.words, g.single = nil, nil, 0, true
+	}
+	if len(g.hits) == 0 && len(g.dets) == 0 && g.seen == "" && g.buckets == "" {
+		s.release(g.work)
+		g.work = nil
+	}
+}
+
+func (s *State) release(w *work) {
+	if w != nil && len(s.spare) < 1<<10 {
+		*w = work{}
+		s.spare = append(s.spare, w)
+	}
 }
 
 type sighting struct {
@@ -206,8 +249,9 @@ func (s *State) SetRules(set *rule.Set) {
 			m.use(c)
 			if orphaned {
 				m.advance()
+				m.seen.at = m.clock
 				for _, id := range sortedGroups(m) {
-					s.schedule(m.groups[id], ever+1)
+					s.schedule(m.groups[id], atOnce)
 				}
 			}
 		}
@@ -219,7 +263,7 @@ func (s *State) Orphans() int {
 	n := 0
 	for _, l := range s.lanes {
 		for _, m := range l.rules {
-			if m.c == nil && len(m.groups) > 0 {
+			if m.c == nil && len(m.groups)+m.seen.len() > 0 {
 				n++
 			}
 		}
@@ -255,17 +299,31 @@ func findIn(set *rule.Set, org string, id ruleID) *rule.Compiled {
 	return nil
 }
 
+// lane is that of an id, the last one at hand.
 func (s *State) lane(id laneID) *lane {
+	if l := s.lastLane; l != nil && l.laneID == id {
+		return l
+	}
 	l := s.lanes[id]
 	if l == nil {
 		id.org, id.lane = strings.Clone(id.org), strings.Clone(id.lane)
 		l = &lane{laneID: id, watermark: ever, rules: map[ruleID]*memory{}}
 		s.lanes[id] = l
 	}
+	s.lastLane = l
 	return l
 }
 
 func (s *State) memory(l *lane, id ruleID, must bool) *memory {
+	if m := s.lastMemory; m != nil && m.c != nil && m.lane == l && m.ruleID == id {
+		return m
+	}
+	m := l.memory(s, id, must)
+	s.lastMemory = m
+	return m
+}
+
+func (l *lane) memory(s *State, id ruleID, must bool) *memory {
 	m := l.rules[id]
 	if m == nil {
 		c := s.find(l.org, id)
@@ -273,7 +331,8 @@ func (s *State) memory(l *lane, id ruleID, must bool) *memory {
 			return nil
 		}
 		id = ruleID{strings.Clone(id.id), strings.Clone(id.hash)}
-		m = &memory{ruleID: id, lane: l, clock: ever, begin: never, seeded: never, groups: map[string]*group{}}
+		m = &memory{ruleID: id, lane: l, clock: ever, begin: never, seeded: never, groups: map[string]*group{}, seen: sightings{seed: s.seed, at: ever}}
+		m.head = key(0, l.org, l.text(), id.id, id.hash)[1:]
 		if c != nil {
 			m.use(c)
 			m.advance()
@@ -322,8 +381,7 @@ func (s *State) again(m *memory, from int64) {
 	for _, id := range sortedGroups(m) {
 		g := m.groups[id]
 		s.touch(g)
-		g.dirty = min(g.dirty, from)
-		s.enqueue(g)
+		s.changed(g, from)
 	}
 }
 
@@ -351,8 +409,8 @@ func (s *State) Apply(mt *record.Match) error {
 	if mt.Time == nil {
 		return fmt.Errorf("match of event %s for rule %s has no time", mt.UUID, mt.RuleID)
 	}
-	h, err := heldOf(m.c, mt)
-	if err != nil {
+	h := &s.comes
+	if err := heldOf(h, m.c, mt); err != nil {
 		return err
 	}
 	kind := m.c.Detection.Kind
@@ -376,11 +434,11 @@ func (s *State) Apply(mt *record.Match) error {
 		h.flags &^= rule.Judged
 	}
 	g := m.groups[mt.Group]
-	if h.bits&bitSeed != 0 && m.needless(g, &h) {
+	if h.bits&bitSeed != 0 && m.needless(g, h) {
 		return nil
 	}
 	if g == nil {
-		if len(m.groups) >= maxGroups {
+		if len(m.groups)+m.seen.len() >= maxGroups && !m.seen.has(mt.Group) {
 			s.limited(m.c.ID, "more than 1,000,000 groups: new keys are not tracked until old ones expire")
 			return nil
 		}
@@ -391,25 +449,23 @@ func (s *State) Apply(mt *record.Match) error {
 }
 
 func (s *State) newGroup(m *memory, id string) *group {
-	g := &group{m: m, id: id, floor: ever, swept: ever, dirty: never, due: never}
+	g := &group{m: m, id: id, floor: ever, due: never}
 	m.groups[id] = g
-	s.touched = append(s.touched, snapshot{g: g, isNew: true})
+	m.most = max(m.most, len(m.groups))
+	s.remembers(snapshot{g: g, isNew: true})
 	g.touched = true
 	return g
 }
 
 // insert puts an event in its place. A second copy of an event takes the place of the first, a partial one never that
 // of a complete one.
-func (s *State) insert(g *group, h held) {
+func (s *State) insert(g *group, h *held) {
 	s.touch(g)
-	n := len(g.events)
-	i := n
-	if n > 0 && g.events[n-1].order(&h) >= 0 {
-		i = sort.Search(n, func(i int) bool { return g.events[i].order(&h) >= 0 })
-	}
-	switch {
-	case i < n && g.events[i].order(&h) == 0:
-		old := &g.events[i]
+	i, same := s.locate(g, h)
+	last := i == g.len()
+	if same {
+		old := &s.other
+		g.read(i, old)
 		if seed, was := h.bits&bitSeed, old.bits&bitSeed; seed != was { // a seed never takes the place of an event that is judged
 			if seed != 0 {
 				return
@@ -421,20 +477,22 @@ func (s *State) insert(g *group, h held) {
 		if old.flags&rule.Judged == 0 && g.m.c.Detection.Kind == rule.KindFirstSeen && old.after != 0 {
 			h.flags &^= rule.Judged
 		}
-		g.events = slices.Clone(g.events)
-		g.events[i] = h
-	case i == n:
-		g.events = append(g.events, h)
-	default:
-		events := make([]held, 0, max(n+1, 2*n))
-		g.events = append(append(append(events, g.events[:i]...), h), g.events[i:]...)
+		s.replace(g, i, h)
+	} else {
+		s.add(g, i, h)
 	}
-	s.change(keyOfHeld(g, &h), appendHeld(nil, &h))
+	s.changeHeld(g, h, false)
 	at := h.time
-	if h.after != 0 && i == n { // else the numbers of the hits' events have changed
+	if h.after != 0 && last { // else the numbers of the hits' events have changed
 		at = max(at, h.after+1)
 	}
-	g.dirty = min(g.dirty, at)
+	s.changed(g, at)
+}
+
+// changed has a group judged anew from a time on.
+func (s *State) changed(g *group, from int64) {
+	s.own(g)
+	g.dirty = min(g.dirty, from)
 	s.enqueue(g)
 }
 
@@ -451,17 +509,73 @@ func (s *State) touch(g *group) {
 		return
 	}
 	was := *g
-	if len(g.dets) > 0 {
-		was.dets = make(map[string]sent, len(g.dets))
-		maps.Copy(was.dets, g.dets)
+	if g.work != nil {
+		was.work = nil
+		s.own(&was)
+		*was.work = *g.work
+		g.lent = true
 	}
-	was.events = slices.Clip(g.events)
 	g.touched = true
-	s.touched = append(s.touched, snapshot{g: g, was: was})
+	s.remembers(snapshot{g: g, was: was})
+}
+
+// snapshotsAtOnce is how many snapshots lie together: what is restored touches every group at once, and a list that grows
+// is copied.
+const snapshotsAtOnce = 1 << 11
+
+func (s *State) remembers(one snapshot) {
+	if len(s.touched) == snapshotsAtOnce {
+		s.fuller = append(s.fuller, s.touched)
+		s.touched = make([]snapshot, 0, snapshotsAtOnce)
+	}
+	s.touched = append(s.touched, one)
 }
 
 func (s *State) change(key string, value []byte) {
+	if s.out.Changes == nil {
+		s.out.Changes = make([]Change, 0, min(s.changes+s.changes/8, 1<<12))
+	}
 	s.out.Changes = append(s.out.Changes, Change{key, value})
+}
+
+// changeHeld writes the entry of an event that comes, or that it is gone.
+func (s *State) changeHeld(g *group, h *held, gone bool) {
+	s.buf = appendKeyOfHeld(s.buf[:0], g, h)
+	key := s.chunk.text(s.buf)
+	if gone {
+		s.change(key, nil)
+		return
+	}
+	s.buf = appendHeld(s.buf[:0], h, h.payload)
+	s.change(key, s.chunk.bytes(s.buf))
+}
+
+// chunk gives many small texts and values of one piece of memory, which lives as long as one of them.
+type chunk struct {
+	texts strings.Builder
+	rest  []byte
+}
+
+const chunkSize = 16 << 10
+
+func (c *chunk) text(b []byte) string {
+	if c.texts.Cap()-c.texts.Len() < len(b) {
+		c.texts.Reset()
+		c.texts.Grow(max(len(b), chunkSize))
+	}
+	n := c.texts.Len()
+	c.texts.Write(b)
+	return c.texts.String()[n:]
+}
+
+func (c *chunk) bytes(b []byte) []byte {
+	if len(c.rest) < len(b) {
+		c.rest = make([]byte, max(len(b), chunkSize))
+	}
+	n := copy(c.rest, b)
+	out := c.rest[:n:n]
+	c.rest = c.rest[n:]
+	return out
 }
 
 func (s *State) late(id string) {
@@ -517,15 +631,24 @@ func (s *State) advance(l *lane, through int64) {
 		}
 		if m.c == nil {
 			s.orphan(m)
+			continue
+		}
+		s.expireSeen(m)
+	}
+	wake := func(g *group, at int64) {
+		if g.due == at && !g.gone {
+			s.touch(g)
+			g.due = never
+			s.enqueue(g)
 		}
 	}
+	for _, g := range l.soon {
+		wake(g, atOnce)
+	}
+	l.soon = emptied(l.soon)
 	for len(l.timers) > 0 && l.timers[0].at <= through {
-		t, _ := heap.Pop(&l.timers).(timer)
-		if t.g.due == t.at && !t.g.gone {
-			s.touch(t.g)
-			t.g.due = never
-			s.enqueue(t.g)
-		}
+		t := l.timers.pop()
+		wake(t.g, t.at)
 	}
 }
 
@@ -535,6 +658,9 @@ func (s *State) orphan(m *memory) {
 		g := m.groups[id]
 		s.touch(g)
 		s.drop(g)
+	}
+	for _, id := range m.seen.keys() {
+		s.forgetSeen(m, id)
 	}
 }
 
@@ -602,7 +728,8 @@ func (s *State) forget(l *lane) {
 	}
 	s.change(keyOfLane(l), nil)
 	delete(s.lanes, l.laneID)
-	s.undo = append(s.undo, func() { s.lanes[l.laneID] = l })
+	s.lastLane, s.lastMemory = nil, nil
+	s.undo = append(s.undo, func() { s.lanes[l.laneID], s.lastLane, s.lastMemory = l, nil, nil })
 }
 
 // Flush judges what changed and gives what came of it. The Output is the caller's.
@@ -620,23 +747,26 @@ func (s *State) Flush() Output {
 	s.queue = emptied(s.queue)
 	s.closing = false
 	out := s.out
-	s.out = Output{}
+	s.out, s.changes = Output{}, len(out.Changes) // the next batch is much like this one
 	return out
 }
 
 // Commit keeps what happened since the last Commit or Abort.
 func (s *State) Commit() {
-	for i := range s.touched {
-		s.touched[i].g.touched = false
+	for _, list := range append(s.fuller, s.touched) {
+		for i := range list {
+			list[i].g.touched = false
+			s.release(list[i].was.work)
+		}
 	}
+	s.fuller = nil
 	s.touched, s.undo = emptied(s.touched), emptied(s.undo)
 	clear(s.lanesWas)
-	clear(s.pairs.owned)
 }
 
 // emptied is the slice without what is in it; a long one gives its memory back.
 func emptied[T any](list []T) []T {
-	if cap(list) > 1<<12 {
+	if cap(list) > 1<<11 {
 		return nil
 	}
 	clear(list)
@@ -651,8 +781,20 @@ func (s *State) Abort() {
 	for l, was := range s.lanesWas {
 		l.watermark = was
 	}
-	for _, t := range slices.Backward(s.touched) {
+	s.fuller = append(s.fuller, s.touched)
+	for _, list := range slices.Backward(s.fuller) {
+		s.undoAll(list)
+	}
+	s.fuller = nil
+	s.queue = emptied(s.queue)
+	s.out, s.closing = Output{}, false
+	s.touched, s.undo = emptied(s.touched), emptied(s.undo)
+	clear(s.lanesWas)
+}
 
+// undoAll brings groups back to what they were.
+func (s *State) undoAll(list []snapshot) {
+	for _, t := range slices.Backward(list) {
 		g := t.g
 		if t.isNew {
 			g.gone = true
@@ -660,16 +802,14 @@ func (s *State) Abort() {
 			continue
 		}
 		*g = t.was
-		g.hits, g.cover, g.swept, g.dirty, g.touched, g.queued = nil, nil, g.floor, ever, false, false
+		if g.work != nil {
+			g.dict, g.words = nil, 0 // what was added lies where others will
+		}
+		g.anew, g.touched, g.queued = true, false, false
 		g.m.groups[g.id] = g
 		g.due = never
-		s.schedule(g, ever)
+		s.schedule(g, atOnce)
 	}
-	s.queue = emptied(s.queue)
-	s.out, s.closing = Output{}, false
-	s.touched, s.undo = emptied(s.touched), emptied(s.undo)
-	clear(s.lanesWas)
-	clear(s.pairs.owned)
 }
 
 // timer is when a group is to be looked at, in terms of the watermark.
@@ -678,24 +818,72 @@ type timer struct {
 	g  *group
 }
 
+// timers is a heap, the earliest first. A timer whose group is due at another time by now is of no use.
 type timers []timer
 
-func (t timers) Len() int           { return len(t) }
-func (t timers) Less(i, j int) bool { return t[i].at < t[j].at }
-func (t timers) Swap(i, j int)      { t[i], t[j] = t[j], t[i] }
-
-// Push implements heap.Interface.
-func (t *timers) Push(x any) { *t = append(*t, x.(timer)) } //nolint:forcetypeassert // only timers are pushed
-
-// Pop implements heap.Interface.
-func (t *timers) Pop() any {
-	old := *t
-	n := len(old) - 1
-	x := old[n]
-	old[n] = timer{}
-	*t = old[:n]
-	return x
+func (t *timers) push(x timer) {
+	*t = append(*t, x)
+	h := *t
+	i := len(h) - 1
+	for i > 0 {
+		up := (i - 1) / 2
+		if h[up].at <= x.at {
+			break
+		}
+		h[i] = h[up]
+		i = up
+	}
+	h[i] = x
 }
+
+func (t *timers) pop() timer {
+	h := *t
+	first, n := h[0], len(h)-1
+	x := h[n]
+	h[n] = timer{}
+	*t = h[:n]
+	if 4*n < cap(h) && n > 1<<10 {
+		*t = append(make(timers, 0, 2*n), *t...)
+	}
+	if n > 0 {
+		(*t).sink(0, x)
+	}
+	return first
+}
+
+// sink puts x in at i or below.
+func (t timers) sink(i int, x timer) {
+	for {
+		down := 2*i + 1
+		if down >= len(t) {
+			break
+		}
+		if down+1 < len(t) && t[down+1].at < t[down].at {
+			down++
+		}
+		if x.at <= t[down].at {
+			break
+		}
+		t[i] = t[down]
+		i = down
+	}
+	t[i] = x
+}
+
+// tidy takes the useless ones out.
+func (t *timers) tidy() {
+	h := slices.DeleteFunc(*t, func(x timer) bool { return x.g.gone || x.g.due != x.at })
+	if len(h) > cap(h)-cap(h)/8 || cap(h) > 2*len(h)+64 {
+		h = append(make(timers, 0, len(h)+len(h)/8+8), h...)
+	}
+	for i := len(h)/2 - 1; i >= 0; i-- {
+		h.sink(i, h[i])
+	}
+	*t = h
+}
+
+// atOnce is due when the watermark moves.
+const atOnce = ever + 1
 
 // schedule wakes the group when the watermark reaches at.
 func (s *State) schedule(g *group, at int64) {
@@ -703,24 +891,31 @@ func (s *State) schedule(g *group, at int64) {
 		return
 	}
 	g.due = at
-	if at != never {
-		heap.Push(&g.m.lane.timers, timer{at, g})
+	l := g.m.lane
+	switch {
+	case at == never:
+	case at <= atOnce:
+		l.soon = append(l.soon, g)
+	default:
+		if len(l.timers) == cap(l.timers) {
+			l.timers.tidy()
+		}
+		l.timers.push(timer{at, g})
 	}
 }
 
 // drop forgets a group.
 func (s *State) drop(g *group) {
-	for i := range g.events {
-		s.change(keyOfHeld(g, &g.events[i]), nil)
-	}
+	s.own(g)
+	g.each(0, g.len(), func(h *held) { s.changeHeld(g, h, true) })
 	for _, id := range sortedKeys(g.dets) {
 		s.change(keyOfSent(g, id), nil)
 		s.unlist(g, id, g.dets[id].given)
 	}
-	for _, one := range g.seen {
+	for _, one := range g.seen.all() {
 		s.change(keyOfSeen(g, one.sub), nil)
 	}
-	for _, b := range g.buckets {
+	for _, b := range g.buckets.all() {
 		s.change(keyOfBucket(g, b.start), nil)
 	}
 	if g.meta {
@@ -729,6 +924,11 @@ func (s *State) drop(g *group) {
 	s.sureOfAll(g, never)
 	g.gone = true
 	delete(g.m.groups, g.id)
+	if m := g.m; m.most > 1<<10 && 4*len(m.groups) < m.most {
+		small := make(map[string]*group, len(m.groups)) // a map does not give its memory back
+		maps.Copy(small, m.groups)
+		m.groups, m.most = small, len(small)
+	}
 }
 
 func sortedKeys[V any](m map[string]V) []string {
@@ -748,20 +948,17 @@ func (s *State) Restored() {
 	for _, l := range s.lanes {
 		for _, m := range l.rules {
 			m.advance()
-			for _, id := range sortedGroups(m) {
-				g := m.groups[id]
-				slices.SortFunc(g.events, func(a, b held) int { return a.order(&b) })
-				slices.SortFunc(g.seen, func(a, b sighting) int { return strings.Compare(a.sub, b.sub) })
-				g.buckets = slices.DeleteFunc(g.buckets, func(b bucket) bool {
-					n := len(b.keys)
-					return len(b.nums) != n+1 || m.c != nil && n != len(m.c.AggregateTypes)
-				})
-				slices.SortFunc(g.buckets, func(a, b bucket) int { return cmp.Compare(a.start, b.start) })
+			m.seen.at = m.clock
+			for _, g := range m.back {
+				s.sort(g)
+				g.pack(s.restored[g])
 				g.due = never
-				s.schedule(g, ever+1)
+				s.schedule(g, atOnce)
 			}
+			m.back = nil
 		}
 	}
+	s.restored = nil
 }
 
 // Snapshot gives every entry that makes this State again.
@@ -775,23 +972,31 @@ func (s *State) Snapshot() []Change {
 			if m.began() != never {
 				out = append(out, Change{keyOfBegin(m), appendBegin(nil, m)})
 			}
+			for _, id := range m.seen.keys() {
+				t, _ := m.seen.get(id)
+				out = append(out, Change{keyOfSighting(m, id), appendInt(nil, t)})
+			}
 			for _, g := range m.groups {
-				for i := range g.events {
-					out = append(out, Change{keyOfHeld(g, &g.events[i]), appendHeld(nil, &g.events[i])})
+				g.each(0, g.len(), func(h *held) {
+					value := appendHeld(nil, h, s.payload(nil, g, h))
+					out = append(out, Change{string(appendKeyOfHeld(nil, g, h)), value})
+				})
+				if g.meta {
+					out = append(out, Change{keyOfMeta(g), appendMeta(nil, g)})
+				}
+				out = append(out, s.entriesOfUnsure(g)...)
+				if g.work == nil {
+					continue
 				}
 				for id, d := range g.dets {
 					out = append(out, Change{keyOfSent(g, id), appendSent(nil, &d)})
 					out = append(out, d.given.entries(g, id)...)
 				}
-				for _, one := range g.seen {
+				for _, one := range g.seen.all() {
 					out = append(out, Change{keyOfSeen(g, one.sub), appendInt(nil, one.time)})
 				}
-				for i := range g.buckets {
-					out = append(out, Change{keyOfBucket(g, g.buckets[i].start), appendBucket(nil, &g.buckets[i])})
-				}
-				out = append(out, s.entriesOfUnsure(g)...)
-				if g.meta {
-					out = append(out, Change{keyOfMeta(g), appendMeta(nil, g)})
+				for _, b := range g.buckets.all() {
+					out = append(out, Change{keyOfBucket(g, b.start), appendBucket(nil, &b)})
 				}
 			}
 		}

@@ -27,7 +27,7 @@ func FuzzMatch(f *testing.F) {
 			f.Add(mt.Fields, mt.Group, uint8(2), int64(1), c.Key, c.Value)
 		}
 	}
-	f.Fuzz(func(_ *testing.T, fields []byte, group string, flags uint8, after int64, key string, value []byte) {
+	f.Fuzz(func(t *testing.T, fields []byte, group string, flags uint8, after int64, key string, value []byte) {
 		st := engine.NewState(set)
 		_ = st.Restore(key, value)
 		st.Restored()
@@ -47,7 +47,17 @@ func FuzzMatch(f *testing.F) {
 				at = at.Add(time.Duration(after % 1000))
 			}
 		}
-		for _, mt := range st.Flush().Pairs {
+		held := map[string]string{}
+		out := st.Flush()
+		for _, c := range out.Changes {
+			held[c.Key] = string(c.Value)
+		}
+		for _, c := range st.Snapshot() {
+			if want, ok := held[c.Key]; ok && c.Key[0] == 'E' && want != string(c.Value) {
+				t.Fatalf("held event %q is %x in the changelog and %x in the memory", c.Key, want, c.Value)
+			}
+		}
+		for _, mt := range out.Pairs {
 			_ = st.Apply(mt)
 		}
 		st.AdvanceSecond("00oORG", "live", at.Add(time.Hour))

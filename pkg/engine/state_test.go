@@ -196,6 +196,11 @@ func TestValues(t *testing.T) {
 			[]string{"a 0 192.0.2.1", "a 5 192.0.2.1", "a 20 192.0.2.2"},
 			map[string]string{"hit": `"2026-01-05T10:00:20Z"`, "event": `"u2"`, "learned": `"2026-01-05T10:00:10Z"`, "seen_before": `"2026-01-05T10:00:05Z"`},
 		},
+		"first_seen after a seed": {
+			"kind: first_seen\n  group_by: {user: event.actor.id, ip: event.client.ipAddress}\n  seen_before: [user]\n  memory: 1d\n  learning: 10s\n",
+			[]string{"seed 0 192.0.2.1", "a 60 192.0.2.2"},
+			map[string]string{"hit": `"2026-01-05T10:01:00Z"`, "event": `"u1"`, "learned": `"2026-01-05T10:00:10Z"`, "seen_before": `"2026-01-05T10:00:00Z"`},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			loader, err := rule.NewLoader()
@@ -214,12 +219,17 @@ func TestValues(t *testing.T) {
 				seconds, _ := strconv.Atoi(f[1])
 				log := failure(fmt.Sprint("u", i), time.Duration(seconds)*time.Second)
 				log.EventType, log.Client = f[0], &record.Client{IPAddress: f[2]}
+				if f[0] == "seed" {
+					log.Derived.Seed = true
+					st.Seeded("00oORG", "live", log.Derived.Time)
+				} else {
+					st.Begin("00oORG", "live", log.Derived.Time)
+				}
 				v := new(record.SystemLogView)
 				if err := v.Load(log); err != nil {
 					t.Fatal(err)
 				}
 				views = append(views, v)
-				st.Begin("00oORG", "live", log.Derived.Time)
 				for _, mt := range m.Take(v, engine.Place{}) {
 					if err := st.Apply(mt); err != nil {
 						t.Fatal(err)

@@ -137,10 +137,10 @@ func keyOf(c *rule.Compiled, text string) []string {
 	if text == "" {
 		return key
 	}
-	for i, p := range strings.Split(text, "\x00") {
-		if i < len(key) {
-			_, key[i], _ = strings.Cut(p, "=")
-		}
+	for i := range key {
+		var p string
+		p, text, _ = strings.Cut(text, "\x00")
+		_, key[i], _ = strings.Cut(p, "=")
 	}
 	return key
 }
