@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/oktawatch/oktawatch/pkg/bus"
 	"github.com/oktawatch/oktawatch/pkg/bus/bustest"
@@ -31,7 +30,7 @@ func TestStatusCountsLetters(t *testing.T) {
 	}
 	txn.Close()
 	at := time.Now().UTC().Truncate(time.Millisecond)
-	b.Produce(t, &kgo.Record{Topic: topics.Raw.Full(b.Prefix), Key: []byte("k"), Value: []byte("x"), Timestamp: at})
+	b.WriteAt(t, topics.Raw, at, "k", "x")
 
 	var out, errs bytes.Buffer
 	args := []string{"status", "-o", "json", "--kafka", strings.Join(b.Seeds, ","), "--registry", b.RegistryURL, "--set", "topics.prefix=" + b.Prefix}

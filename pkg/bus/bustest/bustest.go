@@ -221,9 +221,17 @@ func Logger() *slog.Logger {
 // Write writes raw values under keys, in turn, one by one: key, value, key, value.
 func (b *Broker) Write(t testing.TB, row topics.Topic, keyValues ...string) {
 	t.Helper()
+	b.WriteAt(t, row, time.Time{}, keyValues...)
+}
+
+// WriteAt is Write with the records' timestamp; the zero time is now.
+func (b *Broker) WriteAt(t testing.TB, row topics.Topic, at time.Time, keyValues ...string) {
+	t.Helper()
 	var recs []*kgo.Record
 	for kv := range slices.Chunk(keyValues, 2) {
-		recs = append(recs, &kgo.Record{Topic: row.Full(b.Prefix), Key: []byte(kv[0]), Value: []byte(kv[1]), Partition: row.PartitionFor(kv[0], b.partitions)})
+		recs = append(recs, &kgo.Record{
+			Topic: row.Full(b.Prefix), Key: []byte(kv[0]), Value: []byte(kv[1]), Partition: row.PartitionFor(kv[0], b.partitions), Timestamp: at,
+		})
 	}
 	b.Produce(t, recs...)
 }
