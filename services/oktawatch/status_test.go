@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-
 	"github.com/oktawatch/oktawatch/pkg/bus"
 	"github.com/oktawatch/oktawatch/pkg/bus/bustest"
 	"github.com/oktawatch/oktawatch/pkg/topics"
