@@ -395,7 +395,7 @@ func (s *State) replace(g *group, i int, h *held) {
 	}
 	g.dead += uint32(len(g.data) / n) //nolint:gosec // below 4 GiB
 	at := s.hold(g, h)
-	g.index = slices.Clone(g.index)
+	g.ownIndex()
 	g.index[i] = at
 	s.tidy(g)
 }
@@ -421,6 +421,14 @@ func (s *State) dropFirst(g *group, n int) {
 	}
 }
 
+// ownIndex is called before places in the index are changed: a snapshot may have it too.
+func (g *group) ownIndex() {
+	if g.lent&lentIndex != 0 {
+		g.index = slices.Clone(g.index)
+		g.lent &^= lentIndex
+	}
+}
+
 // remove lets one event go.
 func (s *State) remove(g *group, i int) {
 	n := g.len()
@@ -429,7 +437,8 @@ func (s *State) remove(g *group, i int) {
 		return
 	}
 	g.dead += uint32(len(g.data) / n) //nolint:gosec // below 4 GiB
-	g.index = slices.Delete(slices.Clone(g.index), i, i+1)
+	g.ownIndex()
+	g.index = slices.Delete(g.index, i, i+1)
 	s.tidy(g)
 }
 

@@ -423,10 +423,10 @@ func (g *group) ownDets() {
 	switch {
 	case g.dets == nil:
 		g.dets = map[string]sent{}
-	case g.lent:
+	case g.lent&lentDets != 0:
 		g.dets = maps.Clone(g.dets)
 	}
-	g.lent = false
+	g.lent &^= lentDets
 }
 
 // base is what every detection of a group says.

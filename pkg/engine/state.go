@@ -163,8 +163,16 @@ type group struct {
 	truncated bool
 	gone      bool
 	meta      bool // floor is in the changelog
-	lent      bool // a snapshot has dets too
+	lent      lent
 }
+
+// lent says what of a group's work a snapshot has too: it is copied before it is changed.
+type lent uint8
+
+const (
+	lentDets lent = 1 << iota
+	lentIndex
+)
 
 // work is what a group has while it is judged, and keeps where it has more than one event or something was found.
 type work struct {
@@ -513,7 +521,7 @@ func (s *State) touch(g *group) {
 		was.work = nil
 		s.own(&was)
 		*was.work = *g.work
-		g.lent = true
+		g.lent = lentDets | lentIndex
 	}
 	g.touched = true
 	s.remembers(snapshot{g: g, was: was})
