@@ -255,8 +255,8 @@ func ACLs(prefix string) []ACL {
 			if slices.Contains(t.Writers, who) {
 				ops = append(ops, "Write")
 			}
-			if len(ops) == 0 && who == CLI && t.Name != Raw.Name {
-				ops = append(ops, "Read") // topics tail
+			if who == CLI && t.Name != Raw.Name && !slices.Contains(ops, "Read") {
+				ops = append([]string{"Read"}, ops...) // topics tail
 			}
 			if len(ops) == 0 && who == Detect && t.Name == Raw.Name {
 				ops = []string{"Describe"} // its clock compares normalize's offsets with the end of the topic

@@ -62,8 +62,6 @@ func newPoller(s *Service, src *source) *poller {
 	return &poller{s: s, src: src, log: s.log.With("source", src.id, "part", "poll")}
 }
 
-func pollID(source string) string { return "oktawatch.ingest.poll." + source }
-
 // run owns the source until ctx ends.
 func (p *poller) run(ctx context.Context) {
 	wait := time.Second
@@ -96,7 +94,7 @@ func (p *poller) run(ctx context.Context) {
 // own takes the source over and polls it. It returns when ctx ends or its transactional id is of no more use.
 func (p *poller) own(ctx context.Context) error {
 	// First the id: from here on an older owner writes nothing. Then the cursor, to its end. Then Okta.
-	txn, err := p.s.deps.Bus.OpenTransactional(ctx, pollID(p.src.id))
+	txn, err := p.s.deps.Bus.OpenTransactional(ctx, topics.PollTransactionalID(p.src.id))
 	if err != nil {
 		return err
 	}

@@ -332,7 +332,7 @@ func TestFencedOwner(t *testing.T) {
 	x.start("a", x.config(rolePoller))
 	bustest.Until(t, 20*time.Second, func() error { return x.complete(wayPoller, 1) })
 	other := x.b.Bus(t, "z")
-	txn, err := other.OpenTransactional(t.Context(), pollID("acme"))
+	txn, err := other.OpenTransactional(t.Context(), topics.PollTransactionalID("acme"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -472,7 +472,7 @@ func (x *sources) end(ctx context.Context, id string) error {
 	if err != nil || c == nil || c.Ended {
 		return err
 	}
-	txn, err := x.s.deps.Bus.OpenTransactional(ctx, pollID(id))
+	txn, err := x.s.deps.Bus.OpenTransactional(ctx, topics.PollTransactionalID(id))
 	if err != nil {
 		return err
 	}

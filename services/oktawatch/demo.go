@@ -89,7 +89,7 @@ func (u *up) watchDemo(ctx context.Context, asked <-chan struct{}) error {
 	counting, stopCounting := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopCounting()
 	g, counting := errgroup.WithContext(counting)
-	for _, t := range []topics.Topic{topics.Raw, topics.SystemLog, topics.Detections, topics.Alerts, topics.Raw.DLQ(), topics.SystemLog.DLQ(), topics.Detections.DLQ()} {
+	for _, t := range []topics.Topic{topics.Raw, topics.SystemLog, topics.Detections, topics.Alerts, topics.Raw.DLQ(), topics.SystemLog.DLQ(), topics.Matches.DLQ(), topics.Detections.DLQ(), topics.AlertCommands.DLQ()} {
 		g.Go(func() error {
 			err := r.Read(counting, t.Name, tail.Options{Since: u.started}, func(rec tail.Record) error { return n.add(counting, t, rec) })
 			return ended(counting, err)
@@ -118,7 +118,7 @@ func (u *up) watchDemo(ctx context.Context, asked <-chan struct{}) error {
 		u.org.Quiet()
 		u.drain(ctx, n, hurry)
 	case <-over:
-		u.org.Pause(true)
+		u.org.Quiet()
 		u.drain(ctx, n, drainFor)
 	}
 	stopCounting()

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"regexp"
@@ -99,6 +100,12 @@ func annotate(text []byte) []byte {
 	return out.Bytes()
 }
 
+// unwell says why the answer of a health check is no; exit code 2 is Docker's own.
+func (t *tool) unwell(err error) error {
+	fmt.Fprintln(t.errs, "oktawatch: healthcheck: "+err.Error())
+	return errFindings
+}
+
 func (t *tool) healthcheck() *cobra.Command {
 	var url string
 	cmd := &cobra.Command{
@@ -111,11 +118,14 @@ func (t *tool) healthcheck() *cobra.Command {
 					return err
 				}
 				run, _, err := t.running(c)
-				if err != nil {
+				switch {
+				case errors.Is(err, fs.ErrNotExist):
+					return t.unwell(errors.New("no `oktawatch up` runs in that data directory: start one, or name an address by --url"))
+				case err != nil:
 					return fmt.Errorf("find a running `oktawatch up`: %w", err)
 				}
 				if url = run.Addresses[runAdmin]; url == "" {
-					return errors.New("the running `oktawatch up` has no admin port (yet)")
+					return t.unwell(errors.New("the running `oktawatch up` has no admin port (yet)"))
 				}
 				url += "/readyz?verbose"
 			}
@@ -127,12 +137,12 @@ func (t *tool) healthcheck() *cobra.Command {
 			}
 			resp, err := http.DefaultClient.Do(req)
 			if err != nil {
-				return fmt.Errorf("healthcheck: %w", err)
+				return t.unwell(err)
 			}
 			defer resp.Body.Close()
 			answer, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 			if err != nil {
-				return fmt.Errorf("healthcheck: read the answer: %w", err)
+				return t.unwell(fmt.Errorf("read the answer: %w", err))
 			}
 			if t.output == "json" {
 				err = t.json(struct {

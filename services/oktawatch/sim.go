@@ -16,7 +16,7 @@ import (
 
 // simDefaults is the org of `oktawatch sim` and of `up --demo` as people want to see one, where they say nothing else.
 func simDefaults() oktasim.Config {
-	return oktasim.Config{Rate: 5, ScenarioEvery: 5 * time.Second, ScenarioPace: 5}
+	return oktasim.Config{Rate: 5, ScenarioEvery: 10 * time.Second, ScenarioPace: 5}
 }
 
 const simListen = "127.0.0.1:7070"

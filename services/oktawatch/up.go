@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -88,6 +89,9 @@ with ordinary traffic and attack scenarios.`,
 			if demo && usual {
 				dir = filepath.Join(dir, demoDir)
 			}
+			if os.Getenv("GOGC") == "" {
+				debug.SetGCPercent(collectAt) // a laptop has better uses for memory than a heap that waits until it has doubled
+			}
 			u := &up{tool: t, cfg: cfg, dir: dir, demo: demo, stopAfter: stopAfter, orgEnded: make(chan struct{}), hook: make(chan [2]string, 1)}
 			return u.run(cmd.Context())
 		},
@@ -96,6 +100,9 @@ with ordinary traffic and attack scenarios.`,
 	cmd.Flags().DurationVar(&stopAfter, "for", 0, "end by itself after this long, with a summary (with --demo; also by DEMO_FOR)")
 	return cmd
 }
+
+// collectAt is by how much, in per cent, the heap of everything in one process may grow before it is collected.
+const collectAt = 40
 
 // up is one run of everything.
 type up struct {
