@@ -65,6 +65,7 @@ type search struct {
 	window int64
 	least  int64 // records lie behind it
 	tries  int
+	asked  rule.Hit // what a step that reads earlier ones is shown
 	found  hit
 }
 
@@ -82,10 +83,14 @@ func (q *search) holds(step int, n int32) bool {
 		return false
 	}
 	s := q.s
-	if s.lens.used > 4*maxListed {
+	if s.lens.used > maxHeld+maxListed { // more than a group holds: never within one scan of it
 		s.lens.clear()
 	}
-	hit := &rule.Hit{Steps: make([]*rule.Event, len(q.steps))}
+	hit := &q.asked
+	if hit.Steps == nil {
+		hit.Steps = make([]*rule.Event, len(q.steps))
+	}
+	clear(hit.Steps)
 	for _, r := range q.steps[step].Refs {
 		if r < 0 || q.chain[r] < 0 {
 			return false

@@ -17,6 +17,7 @@ const (
 	benchCount     = benchHead + "detection: {kind: aggregate, where: 'event.eventType == \"user.session.start\"', group_by: {user: event.actor.id}, window: 5m, having: agg.count >= 1000}\n"
 	benchDistinct  = benchHead + "detection: {kind: aggregate, where: 'event.eventType == \"user.session.start\"', group_by: {user: event.actor.id}, window: 5m, aggregates: {ips: {distinct: event.client.ipAddress}}, having: agg.ips >= 1000}\n"
 	benchSequence  = benchHead + "detection: {kind: sequence, group_by: {user: event.actor.id}, window: 5m, steps: [{id: a, where: 'event.eventType == \"user.session.start\"'}, {id: b, where: 'event.eventType == \"b\"'}]}\n"
+	benchBound     = benchHead + "detection: {kind: sequence, group_by: {user: event.actor.id}, window: 1d, steps: [{id: a, where: 'event.eventType == \"user.session.start\"'}, {id: b, where: 'event.client.ipAddress != steps.a.client.ipAddress && speedKmh(steps.a, event) > 900.0'}]}\n"
 	benchFirstSeen = benchHead + "detection: {kind: first_seen, where: 'event.eventType == \"user.session.start\"', group_by: {user: event.actor.id}, memory: 30d}\n"
 )
 
@@ -52,6 +53,7 @@ func BenchmarkState(b *testing.B) {
 		{"count, 5000 events a group", benchCount, 20},
 		{"distinct, 10 events a group", benchDistinct, 10_000},
 		{"sequence, 10 events a group", benchSequence, 10_000},
+		{"sequence, each step reads the one before, 100 events a group", benchBound, 1000},
 		{"first_seen, 10 events a group", benchFirstSeen, 10_000},
 	} {
 		b.Run(bc.name, func(b *testing.B) {

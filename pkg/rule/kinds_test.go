@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
+	"unicode/utf8"
 )
 
 // compileDetection loads one rule with this detection and the rest of the file.
@@ -69,6 +70,18 @@ func TestKindFindings(t *testing.T) {
 				t.Errorf("%v", strings.Join(all, "\n"))
 			}
 		})
+	}
+}
+
+// TestLongKeys: values of a key that are alike up to the limit stay apart.
+func TestLongKeys(t *testing.T) {
+	long := strings.Repeat("\u00e9", 600)
+	a, b := keyText(long+"A"), keyText(long+"B")
+	if a == b || len(a) > maxKeyBytes || !utf8.ValidString(a) || a != keyText(long+"A") {
+		t.Errorf("%q\n%q", a, b)
+	}
+	if got := keyText("a\x00b"); got != "a\u2400b" {
+		t.Errorf("%q", got)
 	}
 }
 

@@ -1,7 +1,9 @@
 package rule
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math"
@@ -492,17 +494,19 @@ func (c *Compiled) Take(ev *Event) (t *Taken, exception string, err error) {
 const maxKeyBytes = 1024
 
 // keyText makes of a value what stands in a key: without zero bytes, which part keys from each other, and of bounded
-// length.
+// length. A longer one ends with a digest of all of it, so that two of them do not become one group.
 func keyText(s string) string {
 	if strings.IndexByte(s, 0) >= 0 {
 		s = strings.ReplaceAll(s, "\x00", "\u2400")
 	}
 	if len(s) > maxKeyBytes {
-		n := maxKeyBytes
+		sum := sha256.Sum256([]byte(s))
+		tail := "~" + hex.EncodeToString(sum[:8])
+		n := maxKeyBytes - len(tail)
 		for n > 0 && s[n]&0xC0 == 0x80 {
 			n--
 		}
-		s = s[:n]
+		return s[:n] + tail
 	}
 	return strings.Clone(s)
 }

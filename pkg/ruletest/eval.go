@@ -279,7 +279,8 @@ func hookShaped(doc []byte) bool {
 		} `json:"client"`
 		Request json.RawMessage `json:"request"`
 	}
-	return json.Unmarshal(doc, &ev) == nil && ev.Client.IPChain != nil && ev.Request == nil
+	there := func(m json.RawMessage) bool { return m != nil && string(m) != "null" }
+	return json.Unmarshal(doc, &ev) == nil && there(ev.Client.IPChain) && !there(ev.Request)
 }
 
 // Report hears what an evaluation meets. Every member must be there.
