@@ -132,6 +132,7 @@ Events that come later than a rule's lateness allows are counted on stderr. Exit
 				in.Sort()
 			}
 			n, last := 0, map[string]found{}
+			t.sayDisabled(set.Rules)
 			met := newMet(t.errs)
 			report := met.report()
 			report.Found = func(d *record.Detection) error {
@@ -319,6 +320,7 @@ func (t *tool) rulesTest() *cobra.Command {
 				Refused  int       `json:"refused"`
 				Failed   []failure `json:"failed"`
 			}{Refused: len(problems), Failed: []failure{}}
+			t.sayDisabled(slices.DeleteFunc(slices.Clone(set.Rules), func(c *rule.Compiled) bool { return !only.MatchString(c.ID) }))
 			for _, c := range set.Rules {
 				if !only.MatchString(c.ID) {
 					continue
@@ -489,4 +491,21 @@ func (t *tool) rulesShow() *cobra.Command {
 	}
 	rulesFlag(cmd, &dir)
 	return cmd
+}
+
+// sayDisabled says that rules which detect would not run are judged here all the same.
+func (t *tool) sayDisabled(rules []*rule.Compiled) {
+	var ids []string
+	for _, c := range rules {
+		if c.Mode == rule.ModeDisabled {
+			ids = append(ids, c.ID)
+		}
+	}
+	switch {
+	case len(ids) == 0:
+	case len(ids) > 3:
+		fmt.Fprintf(t.errs, "%d rules of mode disabled are judged too: %s, …\n", len(ids), strings.Join(ids[:3], ", "))
+	default:
+		fmt.Fprintf(t.errs, "judged too, though disabled: %s\n", strings.Join(ids, ", "))
+	}
 }
