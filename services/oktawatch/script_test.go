@@ -1,10 +1,13 @@
 package oktawatch
 
 import (
+	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -28,6 +31,12 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		RequireExplicitExec: true,
+		Condition: func(cond string) (bool, error) {
+			if cond != "hup" {
+				return false, fmt.Errorf("unknown condition %q", cond)
+			}
+			return !signal.Ignored(syscall.SIGHUP), nil // as it is below nohup
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			// eventually runs a program until it ends well.
 			"eventually": func(ts *testscript.TestScript, neg bool, args []string) {
