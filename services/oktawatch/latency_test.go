@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -17,6 +18,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/oktawatch/oktawatch/pkg/bus"
@@ -184,7 +186,7 @@ func startPipeline(b *testing.B, roles ...string) *pipeline {
 	run("ingest", s1, err)
 	s2, err := normalize.New(normalize.Config{Masking: normalize.Masking{Key: []byte("0123456789abcdef0123456789abcdef")}}, normalize.Deps{Log: log, Bus: made, Metrics: set})
 	run("normalize", s2, err)
-	s3, err := detect.New(detect.Config{}, detect.Deps{Log: log, Bus: made, Metrics: set, Pack: rules.FS})
+	s3, err := detect.New(detect.Config{}, detect.Deps{Log: log, Bus: made, Metrics: set, Pack: grants(b)})
 	run("detect", s3, err)
 	s4, err := alert.New(out, alert.Deps{Log: log, Bus: made, Metrics: set})
 	run("alert", s4, err)
@@ -376,4 +378,26 @@ func (p *pipeline) publish() error {
 	p.expect(mark, at)
 	_, err := p.org.Emit(doc)
 	return err
+}
+
+// grants is the pack with the one rule that the events of these measurements are for: each event one detection, alert and webhook call.
+func grants(tb testing.TB) fs.FS {
+	tb.Helper()
+	const name = "okta/admin-privilege/admin-role-granted-to-user.yaml"
+	text, err := fs.ReadFile(rules.FS, name)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	out := fstest.MapFS{name: {Data: text}}
+	lists, err := fs.Glob(rules.FS, "okta/lists/*")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for _, l := range lists {
+		if text, err = fs.ReadFile(rules.FS, l); err != nil {
+			tb.Fatal(err)
+		}
+		out[l] = &fstest.MapFile{Data: text}
+	}
+	return out
 }
