@@ -725,20 +725,27 @@ func asModel(d *record.Detection) model.Detection {
 	}
 }
 
-// compareWithModel compares engine and model over pools of rules, each with so many streams, and prints what it did.
-func compareWithModel(t *testing.T, first, pools uint64, rules, streams int) {
-	compareOver(t, first, pools, rules/3, streams)
-	checks := flag.Lookup("rapid.checks")
-	was := checks.Value.String()
+// eachPool plays so many streams to each pool of rules, until one differs.
+func eachPool(t *testing.T, first, pools uint64, streams int, compare func(seed uint64) func(*rapid.T)) {
+	t.Helper()
+	was := flag.Lookup("rapid.checks").Value.String()
 	if err := flag.Set("rapid.checks", fmt.Sprint(streams)); err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = flag.Set("rapid.checks", was) }()
-	sum := map[string]int{}
 	for seed := first; seed < first+pools && !t.Failed(); seed++ {
-		all := pool(t, seed, rules)
-		rapid.Check(t, func(t *rapid.T) { check(t, all, sum) })
+		rapid.Check(t, compare(seed))
 	}
+}
+
+// compareWithModel compares engine and model over pools of rules, each with so many streams, and prints what it did.
+func compareWithModel(t *testing.T, first, pools uint64, rules, streams int) {
+	compareOver(t, first, pools, rules/3, streams)
+	sum := map[string]int{}
+	eachPool(t, first, pools, streams, func(seed uint64) func(*rapid.T) {
+		all := pool(t, seed, rules)
+		return func(t *rapid.T) { check(t, all, sum) }
+	})
 	t.Logf("seeds %d to %d, %d cases: %v", first, first+pools-1, int(pools)*streams, sum) //nolint:gosec // small
 	for _, k := range rule.Kinds() {
 		if k != rule.KindMatch && (sum[string(k)+" detections"] < streams/10 || sum["withdrawn"] == 0) {

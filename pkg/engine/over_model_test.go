@@ -1,7 +1,6 @@
 package engine_test
 
 import (
-	"flag"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -191,17 +190,11 @@ func checkOver(t *rapid.T, all []*trio, sum map[string]int) {
 
 // compareOver compares engine and model over pools of rules that read what others find, each with so many streams.
 func compareOver(t *testing.T, first, pools uint64, rules, streams int) {
-	checks := flag.Lookup("rapid.checks")
-	was := checks.Value.String()
-	if err := flag.Set("rapid.checks", fmt.Sprint(streams)); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = flag.Set("rapid.checks", was) }()
 	sum := map[string]int{}
-	for seed := first; seed < first+pools && !t.Failed(); seed++ {
+	eachPool(t, first, pools, streams, func(seed uint64) func(*rapid.T) {
 		all := trios(t, seed, rules)
-		rapid.Check(t, func(t *rapid.T) { checkOver(t, all, sum) })
-	}
+		return func(t *rapid.T) { checkOver(t, all, sum) }
+	})
 	t.Logf("over detections: seeds %d to %d, %d cases: %v", first, first+pools-1, int(pools)*streams, sum) //nolint:gosec // small
 	for _, k := range []string{"aggregate", "sequence"} {
 		if sum["found by readers "+k] < streams/10 {
